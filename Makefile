@@ -1,0 +1,44 @@
+# `make` alone lists the targets. Everything is installed into .venv, once, and again when pyproject.toml changes.
+# Another interpreter: make demo PYTHON=python3.12    Some of the tests: make test ARGS="-k words"
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types format venv clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED) ## segment a real photograph with the shipped model and write the overlays to demo/
+	$(BIN)/refseg demo $(ARGS)
+
+test: $(INSTALLED) ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED) ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED) ## check the types
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## bring the code into the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+venv: $(INSTALLED) ## make .venv and install refseg with all that its tests need
+
+clean: ## remove what these targets made, .venv included
+	rm -rf .venv build demo src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "refseg needs Python 3.11 or newer and '$(PYTHON)' is not; name one: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "installing into .venv: a few minutes, once"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@

@@ -1,0 +1,178 @@
+"""Batches for training: photographs with some of their expressions, drawn by step so that any run can resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+from torch.utils.data import Dataset, Sampler
+
+from refseg.data.table import Row
+from refseg.data.templates import mirror_expression
+from refseg.data.transforms import to_square
+from refseg.photo import read_photo
+from refseg.recipe import DataRecipe, Phase
+from refseg.words import WordTokenizer
+
+CROP_PROOF = ("category", "colour", "stuff")
+"""Kinds of expressions that stay true in every crop that shows their referent."""
+Key = tuple[int, int, int]
+"""Photograph, step, and position within the step."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One photograph as the network sees it."""
+
+    image: torch.Tensor
+    """(3, S, S) float32 in 0..1."""
+    expressions: list[str]
+    targets: torch.Tensor
+    """(E, 1, 4·grid, 4·grid) float32: the share of each cell that the referent covers."""
+    answered: int
+    """How many of the expressions, the first ones, the whole network answers."""
+
+
+class PhotoSampler(Sampler[list[Key]]):
+    """The photographs of each step for one process; shuffled anew each time all have been seen."""
+
+    def __init__(
+        self, photos: int, phases: Sequence[Phase], steps: range, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.photos, self.phases, self.steps = photos, phases, steps
+        self.seed, self.rank, self.world = seed, rank, world
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        shown = sum(phase_at(self.phases, s).photos for s in range(self.steps.start)) * self.world
+        for step in self.steps:
+            per_process = phase_at(self.phases, step).photos
+            first = shown + self.rank * per_process
+            yield [(self._photo(first + i), step, self.rank * per_process + i) for i in range(per_process)]
+            shown += per_process * self.world
+
+    def _photo(self, place: int) -> int:
+        round_, index = divmod(place, self.photos)
+        order = np.random.default_rng((self.seed, round_)).permutation(self.photos)
+        return int(order[index])
+
+
+def phase_at(phases: Sequence[Phase], step: int) -> Phase:
+    """The phase that a step belongs to; the last one goes on as long as needed."""
+    for phase in phases:
+        if step < phase.steps:
+            return phase
+        step -= phase.steps
+    return phases[-1]
+
+
+class PhotoDataset(Dataset[Sample]):
+    """Photographs by `Key`, with expressions drawn and augmented so that every sentence stays true."""
+
+    def __init__(
+        self,
+        photos: Sequence[list[Row]],
+        phases: Sequence[Phase],
+        recipe: DataRecipe,
+        image_size: int,
+        grid: int,
+        seed: int,
+    ) -> None:
+        self.photos = photos
+        self.phases, self.recipe, self.seed = phases, recipe, seed
+        self.image_size, self.grid = image_size, grid
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, key: Key) -> Sample:
+        index, step, place = key
+        rng = np.random.default_rng((self.seed, step, place))
+        phase = phase_at(self.phases, step)
+        side = phase.side or self.image_size
+        cells = 4 * scaled_grid(side, self.image_size, self.grid)
+        rows = self.photos[index]
+        photo = read_photo(rows[0].image)
+        box: tuple[int, int, int, int] | None = None
+        if rng.random() < self.recipe.crop:
+            box = random_crop(rng, photo.size)
+            rows = [row for row in rows if row.kind in CROP_PROOF] or rows
+            box = box if rows[0].kind in CROP_PROOF else None
+        mirrored = bool(rng.random() < self.recipe.mirror)
+        wanted = max(phase.aligned, phase.expressions, 1)
+        drawn = [rows[i] for i in rng.permutation(len(rows))[:wanted]]
+        targets = self._targets(drawn, box, mirrored, cells)
+        if box is not None:
+            seen = [i for i, target in enumerate(targets) if target.sum() > 0] or [0]
+            drawn, targets = [drawn[i] for i in seen], [targets[i] for i in seen]
+        photo = jitter(rng, _shown(photo, box, mirrored), self.recipe.jitter)
+        return Sample(
+            image=to_square(photo, side),
+            expressions=[mirror_expression(r.expression) if mirrored else r.expression for r in drawn],
+            targets=torch.from_numpy(np.stack(targets)).float().unsqueeze(1) / 255,
+            answered=min(phase.expressions, len(drawn)),
+        )
+
+    def _targets(
+        self, rows: list[Row], box: tuple[int, int, int, int] | None, mirrored: bool, cells: int
+    ) -> list[np.ndarray[Any, Any]]:
+        made: dict[str, np.ndarray[Any, Any]] = {}
+        for row in rows:
+            if row.counts not in made:
+                mask = _shown(Image.fromarray(row.mask().astype(np.uint8) * 255), box, mirrored)
+                made[row.counts] = np.array(mask.resize((cells, cells), Image.Resampling.BOX))
+        return [made[row.counts] for row in rows]
+
+
+class Collate:
+    """Samples become the keyword arguments of the network under training; see `train.Trainee`."""
+
+    def __init__(self, tokenizer: WordTokenizer, word_dropout: float) -> None:
+        self.tokenizer, self.word_dropout = tokenizer, word_dropout
+
+    def __call__(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
+        tokens = self.tokenizer([text for sample in samples for text in sample.expressions])
+        dropped = torch.rand(tokens.ids.shape) < self.word_dropout
+        photo_of = [i for i, sample in enumerate(samples) for _ in sample.expressions]
+        answered = [e < sample.answered for sample in samples for e in range(len(sample.expressions))]
+        return {
+            "images": torch.stack([sample.image for sample in samples]),
+            "ids": torch.where(dropped & tokens.mask, self.tokenizer.unknown_id, tokens.ids),
+            "mask": tokens.mask,
+            "photo_of": torch.tensor(photo_of),
+            "targets": torch.cat([sample.targets for sample in samples]),
+            "answered": torch.tensor(answered),
+        }
+
+
+def scaled_grid(side: int, image_size: int, grid: int) -> int:
+    """The grid for another input side, so that a cell covers as many pixels as at the model's own."""
+    return max(2, round(grid * side / image_size))
+
+
+def random_crop(rng: np.random.Generator, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """A box (left, top, right, bottom) of 0.6 to 1 of each side of a photograph (width, height)."""
+    starts, ends = [], []
+    for length in size:
+        kept = max(1, round(length * rng.uniform(0.6, 1.0)))
+        starts.append(int(rng.integers(0, length - kept + 1)))
+        ends.append(starts[-1] + kept)
+    return starts[0], starts[1], ends[0], ends[1]
+
+
+def jitter(rng: np.random.Generator, photo: Image.Image, strength: float) -> Image.Image:
+    """Brightness and contrast change by up to `strength`; hue does not, for sentences name colours."""
+    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast):
+        photo = enhance(photo).enhance(1 + float(rng.uniform(-strength, strength)))
+    return photo
+
+
+def _shown(picture: Image.Image, box: tuple[int, int, int, int] | None, mirrored: bool) -> Image.Image:
+    picture = picture if box is None else picture.crop(box)
+    return ImageOps.mirror(picture) if mirrored else picture

@@ -1,0 +1,1 @@
+"""The network. Start with `shnet.py`."""

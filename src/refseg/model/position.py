@@ -1,0 +1,34 @@
+"""Fixed sinusoids that tell pixels and words where they are."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+
+def words_position(count: int, width: int, like: Tensor) -> Tensor:
+    """1-D sinusoids over word indices (Vaswani et al. 2017), (count, width)."""
+    return _table(count, width, 1.0, like.device).to(like.dtype)
+
+
+def pixels_position(height: int, width_px: int, width: int, like: Tensor) -> Tensor:
+    """2-D sinusoids, rows in the first half of the channels, columns in the second, (h·w, width).
+
+    Coordinates span one fixed range whatever the grid, so that a network trained on one grid reads another.
+    """
+    rows = _table(height, width // 2, 20.0 / height, like.device)
+    columns = _table(width_px, width - width // 2, 20.0 / width_px, like.device)
+    table = torch.cat([rows[:, None].expand(-1, width_px, -1), columns[None].expand(height, -1, -1)], dim=-1)
+    return table.flatten(0, 1).to(like.dtype)
+
+
+@lru_cache(maxsize=64)
+def _table(count: int, width: int, step: float, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        half = (width + 1) // 2
+        rates = torch.exp(torch.arange(half, device=device) * (-math.log(10000.0) / half))
+        angles = (torch.arange(count, device=device) + 0.5)[:, None] * step * rates
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)[:, :width]

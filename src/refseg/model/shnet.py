@@ -1,0 +1,186 @@
+"""SHNet: a photograph and a sentence in, mask logits out. Start here.
+
+Comprehensive Multi-Modal Interactions for Referring Image Segmentation, Findings of ACL 2022.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from refseg.errors import RefsegError
+from refseg.model.aggregation import HCAM, Conv3DAggregation, ConvLSTMAggregation, SumAggregation
+from refseg.model.decoder import Decoder
+from refseg.model.fusion import SFM, ConcatFusion
+from refseg.model.image_encoder import ImageEncoder, Levels, build_backbone
+from refseg.model.text_encoder import TextEncoder
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class SHNetConfig(PretrainedConfig):
+    """Every size of the network; the defaults are the light network that ships with the package."""
+
+    model_type = "shnet"
+
+    backbone_config: Any = None
+    """A `transformers` backbone's config or its dictionary with `model_type`; None means MobileNetV2."""
+    output_stride: int | None = None
+    """8, 16 or 32; dilates a ResNet. None keeps the backbone's own."""
+    freeze_backbone: bool = True
+    pixel_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
+    pixel_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
+    """Statistics of the backbone's training, for pixels in 0..1."""
+    image_size: int = 320
+    """Side S of the square network input, in pixels."""
+    grid: int = 20
+    """Side h = w of the common grid; the mask logits are 4·grid on a side."""
+
+    vocabulary: int = 64
+    max_words: int = 25
+    word_size: int = 128
+    """Width of the word embedding; 300 for GloVe."""
+    freeze_words: bool = False
+
+    width: int = 128
+    """Channels C of levels and words."""
+    fusion: Literal["sfm", "concat"] = "sfm"
+    fusion_layers: int = 2
+    fusion_heads: int = 4
+    fusion_ffn: int = 256
+    position: bool = True
+    aggregation: Literal["hcam", "conv3d", "convlstm", "sum"] = "hcam"
+    aspp_rates: list[int] | tuple[int, ...] = (3, 6, 12)
+    decoder_widths: list[int] | tuple[int, ...] = (128, 64, 32)
+    """Channels of the three convolutions at h, 2h and 4h."""
+    dropout: float = 0.1
+
+    threshold: float = 0.5
+    """Probability from which a pixel belongs to the mask."""
+    training_data: str = ""
+    """Where the weights come from, in words: data, initialisation and recipe."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        backbone = self.backbone_config or {"model_type": "mobilenet_v2", "output_stride": 16}
+        if isinstance(backbone, dict):
+            backbone = dict(backbone)
+            name = backbone.pop("model_type", None)
+            if name is None:
+                raise RefsegError("backbone_config lacks model_type; name one, such as resnet or mobilenet_v2")
+            try:
+                backbone = AutoConfig.for_model(name, **backbone)
+            except ValueError as fault:
+                raise RefsegError(f"transformers knows no backbone {name!r}; try resnet or swin") from fault
+        self.backbone_config = backbone
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def paper(cls, image_size: int = 320, **changes: Any) -> SHNetConfig:
+        """The paper's network (section 4.2): ResNet-101 at output stride 16, frozen, C = 512 on an 18×18 grid."""
+        settings: dict[str, Any] = {
+            "backbone_config": {"model_type": "resnet", "depths": [3, 4, 23, 3], "layer_type": "bottleneck"},
+            "output_stride": 16,
+            "pixel_mean": IMAGENET_MEAN,
+            "pixel_std": IMAGENET_STD,
+            "image_size": image_size,
+            "grid": 18,
+            "word_size": 300,
+            "width": 512,
+            "fusion_heads": 8,
+            "fusion_ffn": 512,
+            "aspp_rates": (6, 12, 24),
+            "decoder_widths": (256, 256, 256),
+            "dropout": 0.2,
+        }
+        return cls(**{**settings, **changes})
+
+
+class SHNet(PreTrainedModel):
+    """The figure of the paper as a network; loss, thresholds and photographs' own sizes live elsewhere."""
+
+    config_class = SHNetConfig
+    base_model_prefix = "shnet"
+    main_input_name = "images"
+    config: SHNetConfig
+
+    def __init__(self, config: SHNetConfig) -> None:
+        super().__init__(config)
+        backbone = build_backbone(config.backbone_config, config.output_stride)
+        self.image_encoder = ImageEncoder(
+            backbone,
+            backbone.channels,
+            config.width,
+            config.grid,
+            list(config.pixel_mean),
+            list(config.pixel_std),
+            config.freeze_backbone,
+        )
+        self.text_encoder = TextEncoder(
+            config.vocabulary, config.word_size, config.width, config.dropout, config.freeze_words
+        )
+        self.fusion = build_fusion(config)
+        self.aggregation = build_aggregation(config)
+        self.decoder = Decoder(config.width, list(config.aspp_rates), list(config.decoder_widths), config.dropout)
+        self.post_init()
+
+    def forward(
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        images: Tensor | None = None,
+        levels: Levels | None = None,
+        photo_of: Tensor | None = None,
+    ) -> Tensor:
+        """Mask logits (B, 1, 4h, 4w) of B expressions about I photographs.
+
+        ids (B, T) int64 and mask (B, T) True at words; images (I, 3, S, S) in 0..1, or the levels that
+        `encode` made of them; photo_of (B,) int64 names each expression's photograph, and may be left
+        out where I is 1 or B.
+        """
+        levels = self.encode(images) if levels is None else levels  # 3 × (I, C, h, w)
+        words = self.text_encoder(ids, mask)  # (B, T, C)
+        fused = [self.fusion(per_expression(level, photo_of, ids), words, mask) for level in levels]
+        joint = self.aggregation(fused, mask)  # (B, C, h, w)
+        return self.decoder(joint)  # type: ignore[no-any-return]
+
+    def encode(self, images: Tensor, grid: int | None = None) -> Levels:
+        """images (I, 3, S, S) in 0..1 → three levels (I, C, h, w); they serve any number of expressions."""
+        return self.image_encoder(images, grid)  # type: ignore[no-any-return]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Attention and words start small; the backbone keeps the initialisation it was built with."""
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def per_expression(level: Tensor, photo_of: Tensor | None, ids: Tensor) -> Tensor:
+    """The level of each expression's photograph, (B, C, h, w)."""
+    if photo_of is not None:
+        return level.index_select(0, photo_of)  # indexing would do, but its gradient is slow on a CPU
+    return level.expand(len(ids), -1, -1, -1)
+
+
+def build_fusion(config: SHNetConfig) -> nn.Module:
+    if config.fusion == "concat":
+        return ConcatFusion(config.width)
+    return SFM(
+        config.width,
+        config.fusion_heads,
+        config.fusion_layers,
+        config.fusion_ffn,
+        config.dropout,
+        config.position,
+    )
+
+
+def build_aggregation(config: SHNetConfig) -> nn.Module:
+    if config.aggregation == "hcam":
+        return HCAM(config.width, config.dropout)
+    plain = {"conv3d": Conv3DAggregation, "convlstm": ConvLSTMAggregation}
+    if config.aggregation in plain:
+        return plain[config.aggregation](config.width)
+    return SumAggregation()

@@ -1,0 +1,22 @@
+"""Text encoder: token ids become words (paper, section 3.1)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class TextEncoder(nn.Module):
+    """Word embedding, then a one-way LSTM whose hidden state at each word is that word's feature."""
+
+    def __init__(self, vocabulary: int, embedding: int, width: int, dropout: float, freeze: bool) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, embedding, padding_idx=0)
+        self.embedding.weight.requires_grad_(not freeze)
+        self.dropout = nn.Dropout(dropout)
+        self.lstm = nn.LSTM(embedding, width, batch_first=True)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """ids (B, T) int64, mask (B, T) True at words → (B, T, C); rows past a sentence's end are zero."""
+        # One-way: what stands behind the last word cannot reach the words before it.
+        words, _ = self.lstm(self.dropout(self.embedding(ids)))
+        return words * mask.unsqueeze(-1)

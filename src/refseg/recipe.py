@@ -1,0 +1,187 @@
+"""Recipes: one YAML file is one training run. A key that is not known is an error that names those that are."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from refseg.errors import RefsegError
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    train: list[str]
+    """Data to learn from: expression tables, COCO-format instance files, or `scenes:COUNT:SEED`.
+
+    Data named twice are shown twice as often.
+    """
+    val: list[str] = field(default_factory=list)
+    """Unseen data, for `refseg evaluate`; training never looks at it."""
+    per_photo: int = 40
+    """Expressions generated per photograph where the data hold segments alone."""
+    mirror: float = 0.5
+    """Share of photographs shown mirrored, with left and right swapped in their sentences."""
+    crop: float = 0.3
+    """Share of photographs shown cropped, with the sentences alone that no crop can make untrue."""
+    jitter: float = 0.2
+    """Greatest change of brightness and contrast."""
+    word_dropout: float = 0.03
+    """Share of words shown as unknown, so that the unknown word means something."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training; phases follow one another under one learning-rate schedule."""
+
+    steps: int
+    photos: int
+    """Photographs per step and process; each is encoded once for all its expressions."""
+    expressions: int
+    """Expressions per photograph that the whole network answers; 0 trains the encoders alone."""
+    aligned: int = 0
+    """Expressions per photograph for the alignment loss, which costs a twentieth."""
+    side: int | None = None
+    """Side of the network input where it differs from the model's; the grid shrinks with it."""
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    output: str
+    """Folder for checkpoints, TensorBoard events and the finished model."""
+    phases: list[Phase]
+    max_steps: int | None = None
+    """Ends the run early; None runs every phase to its end."""
+    learning_rate: float = 1.2e-4
+    backbone_learning_rate: float = 0.0
+    """Rate of the backbone where the model does not freeze it."""
+    weight_decay: float = 9e-5
+    power: float = 0.7
+    """Of the polynomial decay (paper, section 4.2)."""
+    warmup_steps: int = 0
+    alignment_weight: float = 0.0
+    dice_weight: float = 0.0
+    max_grad_norm: float = 1.0
+    bf16: bool = False
+    workers: int = 0
+    save_steps: int = 500
+    log_steps: int = 50
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    model: dict[str, Any]
+    """Fields of `SHNetConfig`."""
+    data: DataRecipe
+    training: TrainingRecipe
+    backbone_weights: str | None = None
+    """A transformers checkpoint that initialises the backbone; None starts from random weights."""
+    sentences: list[str] = field(default_factory=list)
+    """Files of sentences without masks: their words join the vocabulary, with vectors learnt from their company."""
+    word_vectors: str | None = None
+    """A GloVe text file that initialises the word embedding."""
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe; overrides such as `training.max_steps=100` replace single values.
+
+    Paths in it are relative to the folder refseg is started from. Raises RefsegError.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as fault:
+        raise RefsegError(f"there is no recipe {path}; see the folder recipes/ for some") from fault
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
+        raise RefsegError(f"{path} cannot be read as YAML: {' '.join(str(fault).split())}") from fault
+    if not isinstance(raw, dict):
+        raise RefsegError(f"{path} is not a recipe; it needs the sections model, data and training")
+    for override in overrides:
+        _override(raw, override)
+    recipe: Recipe = _build(Recipe, raw, "")
+    _check_model(recipe.model)
+    return recipe
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, sign, value = override.partition("=")
+    if not sign:
+        raise RefsegError(f"--{key} lacks a value; write --{key} VALUE")
+    *sections, last = key.split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise RefsegError(f"--{key}: {section} is no section of the recipe")
+    raw[last] = _number(yaml.safe_load(value))
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as text."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _build(kind: Any, raw: Any, where: str) -> Any:
+    if not isinstance(raw, dict):
+        raise RefsegError(f"{where.rstrip('.') or 'the recipe'} must be a section of `key: value` lines")
+    hints = typing.get_type_hints(kind)
+    _check_keys(raw, list(hints), where)
+    missing = [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in raw
+    ]
+    if missing:
+        raise RefsegError(f"the recipe lacks {where}{missing[0]}; see recipes/scenes.yaml for an example")
+    return kind(**{key: _cast(hints[key], value, where + key) for key, value in raw.items()})
+
+
+def _check_keys(raw: dict[str, Any], valid: list[str], where: str) -> None:
+    for key in raw:
+        if key not in valid:
+            near = difflib.get_close_matches(str(key), valid, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise RefsegError(f"unknown recipe key {where}{key}; {hint}valid: {', '.join(sorted(valid))}")
+
+
+def _cast(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return None if value is None else _cast(arguments[0], value, where)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where + ".")
+    if origin is list:
+        items = value if isinstance(value, list) else [value]
+        return [_cast(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items)]
+    if origin is dict:
+        return _cast_plain(dict, value, where)
+    if hint is float:
+        value = _number(value)
+        return (
+            float(value) if isinstance(value, int) and not isinstance(value, bool) else _cast_plain(float, value, where)
+        )
+    return _cast_plain(hint, value, where)
+
+
+def _cast_plain(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise RefsegError(f"recipe key {where} must be of type {kind.__name__}, not {value!r}")
+    return value
+
+
+def _check_model(model: dict[str, Any]) -> None:
+    from refseg.model.shnet import SHNetConfig
+
+    own = [name for name in SHNetConfig.__annotations__ if name != "model_type"]
+    _check_keys(model, own, "model.")

@@ -1,0 +1,276 @@
+"""The one inference path: the command, the server and the evaluation all segment through this file."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import overload
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from refseg.data.transforms import to_photograph, to_square
+from refseg.errors import RefsegError
+from refseg.model.shnet import SHNet, SHNetConfig
+from refseg.photo import PhotoSource, read_photo
+from refseg.segmentation import Segmentation
+from refseg.words import WordTokenizer
+
+MAX_CHARACTERS = 1000
+"""The longest expression that is accepted; the model reads far less of it."""
+
+_SHIPPED = Path(__file__).parent / "weights"
+_FILES = ("config.json", "model.safetensors", "tokenizer.json")
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPhoto:
+    """A photograph as the network sees it; serves any number of expressions."""
+
+    photo: Image.Image
+    """As displayed, W×H RGB."""
+    levels: tuple[Tensor, ...]
+    """Three feature maps, each (1, C, h, w)."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) in pixels."""
+        return self.photo.height, self.photo.width
+
+
+class Segmenter:
+    """Finds in photographs what expressions describe. `load` makes one."""
+
+    def __init__(
+        self, model: SHNet, tokenizer: WordTokenizer, device: str = "cpu", threshold: float | None = None
+    ) -> None:
+        """`threshold`: the probability above which a pixel belongs to the mask; None takes the model's own."""
+        self.threshold = _check_threshold(model.config.threshold if threshold is None else threshold)
+        self.device = torch.device(device)
+        self.model = model.eval().to(self.device)
+        self.tokenizer = tokenizer
+
+    @property
+    def image_size(self) -> int:
+        """Side S of the square network input, in pixels."""
+        return int(self.model.config.image_size)
+
+    @overload
+    def __call__(self, photo: PhotoSource, expressions: str) -> Segmentation: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, photo: PhotoSource, expressions: Sequence[str]) -> list[Segmentation]: ...
+    def __call__(self, photo: PhotoSource, expressions: str | Sequence[str]) -> Segmentation | list[Segmentation]:
+        """One answer for one expression, a list for a list; the photograph is encoded once.
+
+        Raises RefsegError if the photograph (see `read_photo`) or an expression (see `clean_expression`) is
+        unfit.
+        """
+        cleaned = _clean_all([expressions] if isinstance(expressions, str) else expressions)
+        answers = self.segment(self.encode(photo), cleaned)
+        return answers[0] if isinstance(expressions, str) else answers
+
+    @torch.inference_mode()
+    def encode(self, photo: PhotoSource) -> EncodedPhoto:
+        """Reads a photograph and computes its levels, the expensive half of an answer."""
+        displayed = read_photo(photo)
+        square = to_square(displayed, self.image_size).to(self.device)  # (3, S, S)
+        return EncodedPhoto(displayed, tuple(self.model.encode(square[None])))
+
+    @torch.inference_mode()
+    def segment(
+        self,
+        encoded: EncodedPhoto,
+        expressions: Sequence[str],
+        *,
+        threshold: float | None = None,
+        batch_size: int = 8,
+    ) -> list[Segmentation]:
+        """Answers in the order of the expressions; an answer does not depend on the others in its batch.
+
+        `threshold` overrides the segmenter's own for this call.
+        """
+        if not isinstance(encoded, EncodedPhoto):
+            raise RefsegError("segment takes an encoded photograph; give segmenter.encode(photo)")
+        if batch_size < 1:
+            raise RefsegError(f"batch_size is {batch_size}; give 1 or more")
+        threshold = self.threshold if threshold is None else _check_threshold(threshold)
+        cleaned = _clean_all(expressions)
+        answers: list[Segmentation] = []
+        for start in range(0, len(cleaned), batch_size):
+            answers += self._segment_batch(encoded, cleaned[start : start + batch_size], threshold)
+        return answers
+
+    def _segment_batch(self, encoded: EncodedPhoto, expressions: list[str], threshold: float) -> list[Segmentation]:
+        tokens = self.tokenizer(expressions)
+        mask_logits = self.model(
+            ids=tokens.ids.to(self.device), mask=tokens.mask.to(self.device), levels=encoded.levels
+        )  # (B, 1, h, w)
+        answers = []
+        for number, expression in enumerate(expressions):
+            # One at a time: at the size of a large photograph a whole batch would not fit into memory.
+            probability = to_photograph(mask_logits[number : number + 1], encoded.size)[0]  # (H, W)
+            mask = probability > threshold
+            score = float(probability[mask].mean()) if mask.any() else 0.0
+            answers.append(
+                Segmentation(
+                    expression=expression,
+                    mask=mask.cpu().numpy(),
+                    score=min(score, 1.0),
+                    photo=encoded.photo,
+                    unknown_words=tokens.unknown[number],
+                    truncated=tokens.truncated[number],
+                )
+            )
+        return answers
+
+
+def load(
+    model: str | PathLike[str] | None = None, *, device: str = "auto", threshold: float | None = None
+) -> Segmenter:
+    """A segmenter from the shipped model (None), a checkpoint's folder, or a Hugging Face hub id "org/name".
+
+    A hub model that is in the local cache is used without the network. `device` is "auto" (CUDA, else MPS,
+    else CPU), "cpu", "cuda", "cuda:1" or "mps". `threshold` overrides the model's own. Raises RefsegError if
+    the checkpoint is incomplete, damaged or not an SHNet, or if the device is not there.
+    """
+    chosen = _choose_device(device)
+    folder = _SHIPPED if model is None else _find_folder(model)
+    for name in _FILES:
+        if not (folder / name).is_file():
+            cure = "install refseg anew" if model is None else "copy the whole checkpoint"
+            raise RefsegError(f"the model folder {folder} lacks {name}; {cure}")
+    network = _load_network(folder)
+    tokenizer = WordTokenizer.from_pretrained(folder, network.config.max_words)
+    if len(tokenizer) > network.config.vocabulary:
+        raise RefsegError(
+            f"{folder} mixes two models: {len(tokenizer)} words in tokenizer.json and "
+            f"{network.config.vocabulary} in config.json; copy one whole checkpoint"
+        )
+    return Segmenter(network, tokenizer, chosen, threshold)
+
+
+def clean_expression(expression: object) -> str:
+    """The expression in Unicode's composed form (NFC); control characters and white space become one space.
+
+    Raises RefsegError if it is not a str, holds no visible character, has more than `MAX_CHARACTERS` characters,
+    or is not valid Unicode.
+    """
+    if not isinstance(expression, str):
+        raise RefsegError(f"an expression is a str, not a {type(expression).__name__}; give 'the red bag'")
+    if len(expression) > MAX_CHARACTERS:
+        raise RefsegError(
+            f"the expression has {len(expression):,} characters and the limit is {MAX_CHARACTERS:,}; "
+            "describe the thing in one sentence"
+        )
+    categories = [unicodedata.category(character) for character in expression]
+    if "Cs" in categories:
+        raise RefsegError("the expression holds half a character (a lone surrogate); decode the text as UTF-8")
+    if all(category[0] in "CZ" for category in categories):
+        raise RefsegError("the expression is empty; say what to find, such as 'the red bag'")
+    plain = "".join(" " if c == "Cc" else character for character, c in zip(expression, categories, strict=True))
+    return unicodedata.normalize("NFC", " ".join(plain.split()))
+
+
+def _clean_all(expressions: Sequence[str]) -> list[str]:
+    if isinstance(expressions, str | bytes) or not isinstance(expressions, Sequence):
+        raise RefsegError(f"expressions are a list, not a {type(expressions).__name__}; give ['the red bag']")
+    return [clean_expression(expression) for expression in expressions]
+
+
+def _check_threshold(threshold: object) -> float:
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not 0 < threshold < 1:
+        raise RefsegError(f"the threshold is {threshold!r}; give a number between 0 and 1, such as 0.5")
+    return float(threshold)
+
+
+def _choose_device(device: str) -> str:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", str(device)):
+        raise RefsegError(f"unknown device {device!r}; one of: auto, cpu, cuda, cuda:0, mps")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as fault:
+        raise RefsegError(f"this machine has no usable device {device!r}; use device='auto'") from fault
+    return str(device)
+
+
+def _find_folder(model: str | PathLike[str]) -> Path:
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise RefsegError(f"{folder} is a file; give the folder of the checkpoint")
+    if not isinstance(model, str) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model):
+        raise RefsegError(f"there is no model folder {str(model)!r}; give a checkpoint's folder or a hub id 'org/name'")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        try:
+            return Path(snapshot_download(model, allow_patterns=list(_FILES), local_files_only=True))
+        except LocalEntryNotFoundError:
+            return Path(snapshot_download(model, allow_patterns=list(_FILES)))
+    except Exception as fault:  # no such repository, no network, no permission, a malformed id
+        raise RefsegError(
+            f"there is no folder {model} and the hub gave no model of that name; "
+            "check the spelling and the network, or give a checkpoint's folder"
+        ) from fault
+
+
+def _load_network(folder: Path) -> SHNet:
+    again = "copy the checkpoint again"
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        if kind != SHNetConfig.model_type:
+            raise RefsegError(f"{folder} holds a model of type {kind}, not shnet; give an SHNet checkpoint")
+        with _quiet_transformers():
+            network: SHNet
+            network, report = SHNet.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are reported, and refused below
+                output_loading_info=True,
+                dtype=torch.float32,
+            )
+    except RefsegError:
+        raise
+    except Exception as fault:  # damaged JSON or safetensors, values of a config that build no network
+        reason = (str(fault) or type(fault).__name__).strip().splitlines()[0]
+        raise RefsegError(f"{folder} holds no usable SHNet ({reason}); {again}") from fault
+    mismatched = {name for name, *_ in report["mismatched_keys"]}
+    differing = sorted(mismatched | report["missing_keys"] | report["unexpected_keys"])
+    if differing:
+        raise RefsegError(
+            f"the weights in {folder} do not fit its config.json "
+            f"({len(differing)} differ, such as {differing[0]}); {again}"
+        )
+    values = [value for value in network.state_dict().values() if value.is_floating_point()]
+    if not all(bool(value.isfinite().all()) for value in values):
+        raise RefsegError(f"the weights in {folder} hold values that are not finite numbers; {again}")
+    return network
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without the library's progress bar and its table of weights that do not fit; ours is one sentence."""
+    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,222 @@
+"""Training: a recipe becomes a checkpoint, by `transformers.Trainer`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from refseg.data.batches import Collate, PhotoDataset, PhotoSampler, scaled_grid
+from refseg.data.sources import load_rows
+from refseg.data.table import Row, by_photograph
+from refseg.errors import RefsegError
+from refseg.losses import mask_loss
+from refseg.model.fusion import last_word
+from refseg.model.image_encoder import Levels
+from refseg.model.position import pixels_position
+from refseg.model.shnet import SHNet, SHNetConfig
+from refseg.recipe import Recipe, TrainingRecipe, load_recipe
+from refseg.vectors import learn_vectors, read_sentences, read_vectors
+from refseg.words import WordTokenizer
+
+log = logging.getLogger(__name__)
+
+
+def run(path: Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
+    """Trains what the recipe describes and returns the folder of the finished model.
+
+    `resume` goes on from the last whole checkpoint in the recipe's output folder. Raises RefsegError.
+    """
+    recipe = load_recipe(path, overrides)
+    output = Path(recipe.training.output)
+    checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
+    if resume and checkpoint is None:
+        raise RefsegError(f"{output} holds no checkpoint to resume; start without --resume")
+    if checkpoint is not None and not resume:
+        raise RefsegError(f"{output} already holds a run; add --resume, or --training.output ANOTHER_FOLDER")
+    set_seed(recipe.training.seed)
+    photos = [
+        photo
+        for spec in recipe.data.train
+        for photo in by_photograph(load_rows(spec, per_photo=recipe.data.per_photo, seed=recipe.training.seed))
+    ]
+    expressions = [row.expression for photo in photos for row in photo]
+    sentences = [sentence for file in recipe.sentences for sentence in read_sentences(Path(file))]
+    tokenizer = WordTokenizer.from_expressions(expressions, sentences, max_words=recipe.model.get("max_words", 25))
+    model = new_model(recipe, tokenizer, expressions + sentences)
+    trainer = build_trainer(recipe, model, tokenizer, photos, Path(checkpoint) if checkpoint else None)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.is_world_process_zero():
+        model.save_pretrained(output)
+        tokenizer.save_pretrained(output)
+    return output
+
+
+def new_model(recipe: Recipe, tokenizer: WordTokenizer, sentences: Sequence[str]) -> SHNet:
+    """The recipe's network, initialised as it says."""
+    model = SHNet(SHNetConfig(**{**recipe.model, "vocabulary": len(tokenizer)}))
+    if recipe.backbone_weights:
+        load_backbone(model, recipe.backbone_weights)
+    embedding = model.text_encoder.embedding.weight.data
+    if recipe.sentences:
+        embedding[1:] = learn_vectors(sentences, tokenizer, model.config.word_size)[1:]
+    if recipe.word_vectors:
+        vectors = read_vectors(Path(recipe.word_vectors), tokenizer.vocabulary, model.config.word_size)
+        log.info("word vectors for %d of %d words", len(vectors), len(tokenizer))
+        for index, vector in vectors.items():
+            embedding[index] = vector
+    return model
+
+
+def load_backbone(model: SHNet, name: str) -> None:
+    """Initialises the backbone from a transformers checkpoint: a folder or a hub id."""
+    net: Any = model.image_encoder.backbone.net
+    try:
+        trained = type(net).from_pretrained(name, config=net.config, use_safetensors=True).state_dict()
+    except (OSError, ValueError, RuntimeError) as fault:
+        raise RefsegError(f"backbone_weights: {name} cannot be read ({str(fault).splitlines()[0]})") from fault
+    own = net.state_dict()
+    lacking = [key for key in own if key not in trained or trained[key].shape != own[key].shape]
+    if lacking:
+        raise RefsegError(f"backbone_weights: {name} does not fit the backbone; it lacks {lacking[0]}")
+    net.load_state_dict({key: trained[key] for key in own})
+
+
+class Alignment(nn.Module):
+    """A cheap teacher for both encoders: one feature a pixel, one a sentence, and their product on the grid.
+
+    It is trained beside the network and left behind afterwards.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.pixels = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.LeakyReLU(0.1),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
+        self.sentence = nn.Linear(width, width)
+        self.scale = nn.Parameter(torch.tensor(width**-0.5))
+        self.bias = nn.Parameter(torch.tensor(-2.0))
+
+    def forward(self, levels: Levels, words: Tensor, mask: Tensor, photo_of: Tensor) -> Tensor:
+        """Mask logits (B, 1, h, w) on the grid."""
+        joint = torch.stack(levels).sum(dim=0)  # (I, C, h, w)
+        c, h, w = joint.shape[1:]
+        pixels = self.pixels(joint + pixels_position(h, w, c, joint).T.view(c, h, w))
+        sentence = self.sentence(last_word(words, mask))  # (B, C)
+        scores = torch.einsum("bchw,bc->bhw", pixels.index_select(0, photo_of), sentence)
+        return scores.unsqueeze(1) * self.scale + self.bias
+
+
+class Trainee(nn.Module):
+    """The network with its losses, as `Trainer` wants it."""
+
+    def __init__(self, model: SHNet, recipe: TrainingRecipe) -> None:
+        super().__init__()
+        self.model = model
+        self.alignment = Alignment(model.config.width)
+        self.alignment_weight, self.dice_weight = recipe.alignment_weight, recipe.dice_weight
+
+    def forward(
+        self, images: Tensor, ids: Tensor, mask: Tensor, photo_of: Tensor, targets: Tensor, answered: Tensor
+    ) -> dict[str, Tensor]:
+        config = self.model.config
+        levels = self.model.encode(images, scaled_grid(images.shape[-1], config.image_size, config.grid))
+        losses = []
+        if self.alignment_weight:
+            scores = self.alignment(levels, self.model.text_encoder(ids, mask), mask, photo_of)
+            coarse = F.adaptive_avg_pool2d(targets, scores.shape[-1])
+            losses.append(self.alignment_weight * mask_loss(scores, coarse, self.dice_weight))
+        if answered.any():
+            ids, mask, photo_of, targets = (x[answered] for x in (ids, mask, photo_of, targets))
+            logits = self.model(ids, mask, levels=levels, photo_of=photo_of)
+            losses.append(mask_loss(logits, targets, self.dice_weight))
+        return {"loss": torch.stack(losses).sum()}
+
+
+class RecipeTrainer(Trainer):
+    """`Trainer` with our batches, a rate of its own for the backbone, and a stop at a non-finite loss."""
+
+    def __init__(self, recipe: TrainingRecipe, batches: DataLoader[Any], **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.recipe, self.batches = recipe, batches
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        return self.batches
+
+    def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
+        if getattr(self, "optimizer", None) is None:
+            groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    of_backbone = ".backbone." in name
+                    rate = self.recipe.backbone_learning_rate if of_backbone else self.recipe.learning_rate
+                    decay = self.recipe.weight_decay if parameter.ndim > 1 else 0.0
+                    groups.setdefault((rate, decay), []).append(parameter)
+            self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+                [{"params": p, "lr": lr, "weight_decay": wd} for (lr, wd), p in groups.items()]
+            )
+        return self.optimizer
+
+    def compute_loss(self, *arguments: Any, **keywords: Any) -> Any:
+        loss = super().compute_loss(*arguments, **keywords)
+        value = loss[0] if isinstance(loss, tuple) else loss
+        if not torch.isfinite(value):
+            raise RefsegError(
+                f"the loss is {value.item()} at step {self.state.global_step}; lower the learning rate "
+                "and resume from the last checkpoint"
+            )
+        return loss
+
+
+def build_trainer(
+    recipe: Recipe, model: SHNet, tokenizer: WordTokenizer, photos: Sequence[list[Row]], checkpoint: Path | None
+) -> RecipeTrainer:
+    training, config = recipe.training, model.config
+    steps = training.max_steps or sum(phase.steps for phase in training.phases)
+    arguments = TrainingArguments(
+        output_dir=training.output,
+        max_steps=steps,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type="polynomial",
+        lr_scheduler_kwargs={"power": training.power, "lr_end": 1e-8},
+        warmup_steps=min(training.warmup_steps, steps // 2),
+        max_grad_norm=training.max_grad_norm,
+        bf16=training.bf16,
+        use_cpu=not torch.cuda.is_available(),
+        save_steps=training.save_steps,
+        save_total_limit=2,
+        logging_steps=training.log_steps,
+        report_to=["tensorboard"],
+        seed=training.seed,
+        ignore_data_skip=True,  # the sampler itself starts at the checkpoint's step
+        ddp_find_unused_parameters=True,
+        remove_unused_columns=False,
+    )
+    done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    dataset = PhotoDataset(photos, training.phases, recipe.data, config.image_size, config.grid, training.seed)
+    sampler = PhotoSampler(
+        len(dataset),
+        training.phases,
+        range(done, steps),
+        training.seed,
+        arguments.process_index,
+        arguments.world_size,
+    )
+    batches: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=Collate(tokenizer, recipe.data.word_dropout),
+        num_workers=training.workers,
+        persistent_workers=training.workers > 0,
+    )
+    return RecipeTrainer(training, batches, model=Trainee(model, training), args=arguments)

@@ -1,0 +1,86 @@
+"""Word vectors that initialise the embedding: from a GloVe file, or from the sentences a user has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from refseg.errors import RefsegError
+from refseg.words import WordTokenizer
+
+WINDOW = 4
+"""Words further apart than this do not count as neighbours."""
+
+
+def read_vectors(file: Path, vocabulary: dict[str, int], size: int) -> dict[int, Tensor]:
+    """Vectors of the known words from a GloVe text file: a word and `size` numbers a line."""
+    vectors: dict[int, Tensor] = {}
+    try:
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            for number, line in enumerate(lines, start=1):
+                word, *numbers = line.rstrip("\n").rsplit(" ", size)
+                if len(numbers) != size:
+                    raise RefsegError(f"{file}, line {number}: not a word and {size} numbers; set model.word_size")
+                if word in vocabulary:
+                    vectors[vocabulary[word]] = torch.tensor([float(n) for n in numbers])
+    except OSError as fault:
+        raise RefsegError(f"word_vectors: {file} cannot be read; name a GloVe text file") from fault
+    except ValueError as fault:
+        raise fault if isinstance(fault, RefsegError) else RefsegError(f"{file} is not a GloVe file") from fault
+    return vectors
+
+
+def read_sentences(file: Path) -> Iterator[str]:
+    """Sentences of a text file (one a line), of JSON lines with `expression`, or of ReferIt's `{id: [sentences]}`."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        if file.suffix == ".json":
+            yield from (sentence for sentences in json.loads(text).values() for sentence in sentences)
+        elif file.suffix == ".jsonl":
+            yield from (json.loads(line)["expression"] for line in text.splitlines() if line)
+        else:
+            yield from text.splitlines()
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as fault:
+        raise RefsegError(f"{file} holds no sentences ({fault}); give a .txt, .jsonl or ReferIt .json") from fault
+
+
+def learn_vectors(sentences: Iterable[str], tokenizer: WordTokenizer, size: int) -> Tensor:
+    """Vectors (vocabulary, size) of unit variance: words that keep the same company lie close together.
+
+    Positive pointwise mutual information within a window of four words, with the context counts
+    smoothed by the power 0.75, then its leading singular vectors (Levy, Goldberg and Dagan 2015).
+    """
+    counts = torch.zeros(len(tokenizer), len(tokenizer))
+    batch: list[str] = []
+    for sentence in sentences:
+        batch.append(sentence)
+        if len(batch) == 4096:
+            _count(counts, tokenizer, batch)
+            batch = []
+    _count(counts, tokenizer, batch)
+    words = counts.sum(dim=1, keepdim=True).clamp(min=1)
+    contexts = counts.sum(dim=0, keepdim=True) ** 0.75
+    association = (counts * contexts.sum() / (words * contexts.clamp(min=1e-9))).clamp(min=1).log()
+    torch.manual_seed(0)
+    left, strength, _ = torch.svd_lowrank(association, q=min(size, len(tokenizer)), niter=4)
+    vectors = torch.zeros(len(tokenizer), size)
+    vectors[:, : left.shape[1]] = left * strength.sqrt()
+    return vectors / vectors.std().clamp(min=1e-9)
+
+
+def _count(counts: Tensor, tokenizer: WordTokenizer, sentences: Sequence[str]) -> None:
+    if not sentences:
+        return
+    ids = tokenizer(sentences).ids
+    for distance in range(1, min(WINDOW, ids.shape[1] - 1) + 1):
+        left, right = ids[:, :-distance].flatten(), ids[:, distance:].flatten()
+        real = (left > tokenizer.unknown_id) & (right > tokenizer.unknown_id)
+        pair = (left[real], right[real])
+        one: Any = torch.ones(int(real.sum()))
+        counts.index_put_(pair, one, accumulate=True)
+        counts.index_put_(pair[::-1], one, accumulate=True)

@@ -1,0 +1,133 @@
+"""Words: a sentence becomes token ids, by a word-level vocabulary that travels with the checkpoint."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from torch import Tensor
+
+from refseg.errors import RefsegError
+
+PADDING, UNKNOWN = "<pad>", "<unk>"
+FILE = "tokenizer.json"
+FREQUENT = 4
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A batch of B sentences, T the length of its longest."""
+
+    ids: Tensor
+    """(B, T) int64; 0 past a sentence's end."""
+    mask: Tensor
+    """(B, T) bool, True at words."""
+    unknown: list[tuple[str, ...]]
+    """Per sentence, the words outside the vocabulary."""
+    truncated: list[bool]
+    """Per sentence, whether words past the last admitted one were dropped."""
+
+
+class WordTokenizer:
+    """Lower case, punctuation split off, one id a word; at most `max_words` words are read."""
+
+    def __init__(self, tokenizer: Tokenizer, max_words: int = 25) -> None:
+        self.tokenizer = tokenizer
+        self.max_words = max_words
+        self.unknown_id: int = tokenizer.token_to_id(UNKNOWN)
+
+    @classmethod
+    def from_expressions(
+        cls, expressions: Iterable[str], others: Iterable[str] = (), *, max_words: int = 25
+    ) -> WordTokenizer:
+        """A vocabulary of every word in `expressions`, and of the frequent ones in `others`.
+
+        A word of `others` that occurs fewer than FREQUENT times is mostly a typing error.
+        """
+        split = _new_tokenizer({PADDING: 0, UNKNOWN: 1})
+        counts = Counter(word for text in expressions for word in split_words(split, text))
+        more = Counter(word for text in others for word in split_words(split, text))
+        counts.update({word: count for word, count in more.items() if word in counts or count >= FREQUENT})
+        known = [word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+        return cls(_new_tokenizer({word: i for i, word in enumerate([PADDING, UNKNOWN, *known])}), max_words)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | PathLike[str], max_words: int = 25) -> WordTokenizer:
+        """Reads a checkpoint's vocabulary. Raises RefsegError where it is missing or damaged."""
+        file = Path(folder) / FILE
+        try:
+            tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
+        except FileNotFoundError as fault:
+            raise RefsegError(f"{folder} lacks its vocabulary {FILE}; copy the whole checkpoint") from fault
+        except Exception as fault:  # the library raises bare Exceptions
+            raise RefsegError(f"{file} is not a vocabulary ({fault}); copy the checkpoint again") from fault
+        if tokenizer.token_to_id(PADDING) != 0 or tokenizer.token_to_id(UNKNOWN) is None:
+            raise RefsegError(f"{file} is not a refseg vocabulary; copy the checkpoint again")
+        return cls(tokenizer, max_words)
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Writes the vocabulary so that `transformers.AutoTokenizer` reads it too."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / FILE).write_text(self.tokenizer.to_str(pretty=False), encoding="utf-8")
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "pad_token": PADDING,
+            "unk_token": UNKNOWN,
+            "model_max_length": self.max_words,
+        }
+        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        return dict(self.tokenizer.get_vocab())
+
+    def __len__(self) -> int:
+        return int(self.tokenizer.get_vocab_size())
+
+    def __call__(self, expressions: Sequence[str]) -> Tokens:
+        """Unknown punctuation is passed over; a sentence without any word reads as one unknown word."""
+        vocabulary = self.tokenizer.token_to_id
+        words = [
+            [w for w in split_words(self.tokenizer, expression) if vocabulary(w) is not None or not _is_punctuation(w)]
+            or [""]
+            for expression in expressions
+        ]
+        read = [sentence[: self.max_words] for sentence in words]
+        longest = max(map(len, read), default=1)
+        ids = torch.zeros(len(read), longest, dtype=torch.long)
+        mask = torch.zeros(len(read), longest, dtype=torch.bool)
+        for row, sentence in enumerate(read):
+            found = [vocabulary(word) for word in sentence]
+            ids[row, : len(found)] = torch.tensor([self.unknown_id if i is None else i for i in found])
+            mask[row, : len(found)] = True
+        return Tokens(
+            ids=ids,
+            mask=mask,
+            unknown=[tuple(w for w in sentence if w and vocabulary(w) is None) for sentence in read],
+            truncated=[len(sentence) > self.max_words for sentence in words],
+        )
+
+
+def _new_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace("’", "'")]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+def split_words(tokenizer: Tokenizer, expression: str) -> list[str]:
+    normal = tokenizer.normalizer.normalize_str(expression)
+    return [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)]
+
+
+def _is_punctuation(word: str) -> bool:
+    return all(unicodedata.category(character).startswith("P") for character in word)

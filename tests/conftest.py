@@ -1,0 +1,52 @@
+"""What several tests need: a checkpoint small enough for every test run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+SENTENCES = ["the red bag on the left", "a blue cup", "the dog", "the small white cat behind the man"]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random SHNet for 64-pixel squares, the same in every run.
+
+    Its weights are larger than a fresh network's, so that answers differ between photographs and between
+    expressions and are neither empty nor full.
+    """
+    from refseg.model.shnet import SHNet, SHNetConfig
+    from refseg.words import WordTokenizer
+
+    tokenizer = WordTokenizer.from_expressions(SENTENCES)
+    config = SHNetConfig(
+        backbone_config={"model_type": "mobilenet_v2", "depth_multiplier": 0.35, "output_stride": 16},
+        image_size=64,
+        grid=4,
+        vocabulary=len(tokenizer),
+        word_size=8,
+        width=16,
+        fusion_layers=1,
+        fusion_heads=2,
+        fusion_ffn=16,
+        aspp_rates=(1, 2, 3),
+        decoder_widths=(8, 8, 8),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SHNet(config).eval()
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.kaiming_normal_(parameter, mode="fan_in")
+        noise = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        tokens = tokenizer(SENTENCES)
+        logits = model(ids=tokens.ids, mask=tokens.mask, images=noise)
+        model.decoder.head.weight /= logits.std()
+        model.decoder.head.bias -= logits.median() / logits.std()
+    folder = tmp_path_factory.mktemp("tiny")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

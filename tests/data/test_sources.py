@@ -1,0 +1,147 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from refseg.data import scenes, sources
+from refseg.data.table import Row, by_photograph, write_table
+from refseg.errors import RefsegError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("REFSEG_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def renders(monkeypatch):
+    """Counts how often scenes are rendered."""
+    calls = []
+    original = scenes.render
+
+    def counted(folder, count, seed=0):
+        calls.append((count, seed))
+        return original(folder, count, seed)
+
+    monkeypatch.setattr(scenes, "render", counted)
+    return calls
+
+
+def test_a_table_is_read_as_it_stands(tmp_path):
+    row = Row(tmp_path / "a.png", 1, 2, 2, "the hat", "04", split="val")
+    write_table(tmp_path / "x.jsonl", [row])
+    assert sources.load_rows(str(tmp_path / "x.jsonl")) == [row]
+
+
+def test_annotations_give_expressions_for_the_photographs_beside_them(tmp_path):
+    folder = tmp_path / "mine/val"
+    folder.parent.mkdir()
+    path = scenes.render(folder, 3)
+    rows = sources.load_rows(str(path), per_photo=5)
+    groups = list(by_photograph(rows))
+    assert {group[0].image for group in groups} == set((folder / "images").iterdir())
+    assert all(1 <= len(group) <= 5 for group in groups)
+    assert {row.split for row in rows} == {"mine/val"}
+
+
+def test_the_seed_decides_the_expressions():
+    def texts(seed):
+        return [row.expression for row in sources.load_rows("scenes:3", seed=seed)]
+
+    assert texts(1) == texts(1)
+    assert texts(1) != texts(2)
+
+
+def test_scenes_are_rendered_once_per_count_and_seed(renders, cache):
+    first = sources.load_rows("scenes:2")
+    assert first == sources.load_rows("scenes:2:0")
+    assert renders == [(2, 0)]
+    assert {row.split for row in first} == {"scenes"}
+    assert all(row.image.is_relative_to(cache) and row.image.is_file() for row in first)
+    sources.load_rows("scenes:2:1")
+    sources.load_rows("scenes:3")
+    assert renders == [(2, 0), (2, 1), (3, 0)]
+
+
+def test_scenes_offer_every_kind_of_expression():
+    rows = sources.load_rows("scenes:40")
+    kinds = {row.kind for row in rows}
+    assert kinds >= {"category", "colour", "position", "size", "ordinal", "relation", "stuff", "several"}
+    assert sum(row.siblings > 0 for row in rows) > len(rows) / 4
+
+
+def test_a_newer_renderer_renders_anew(renders, monkeypatch):
+    sources.load_rows("scenes:1")
+    monkeypatch.setattr(scenes, "VERSION", scenes.VERSION + 1)
+    sources.load_rows("scenes:1")
+    assert len(renders) == 2
+
+
+def test_two_processes_may_render_the_same_scenes(tmp_path, monkeypatch):
+    other = scenes.render(tmp_path / "other", 2)
+    original = scenes.render
+
+    def beaten(folder, count, seed=0):
+        shutil.copytree(other.parent, folder)
+        return original(folder, count, seed)
+
+    monkeypatch.setattr(scenes, "render", beaten)
+    assert sources.load_rows("scenes:2")
+
+
+def test_an_unwritable_cache_is_reported(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("REFSEG_CACHE", str(tmp_path / "file"))
+    with pytest.raises(RefsegError, match="cannot be written"):
+        sources.load_rows("scenes:1")
+
+
+def test_without_the_variable_the_cache_is_the_users(tmp_path, monkeypatch):
+    monkeypatch.delenv("REFSEG_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    rows = sources.load_rows("scenes:1")
+    assert rows[0].image.is_relative_to(tmp_path / ".cache/refseg")
+
+
+@pytest.mark.parametrize("spec", ["scenes:", "scenes:0", "scenes:ten", "scenes:-3", "scenes:5:x", "scenes:5:1:2"])
+def test_scenes_that_cannot_be_meant(spec, cache):
+    with pytest.raises(RefsegError, match="scenes:COUNT"):
+        sources.load_rows(spec)
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("spec", ["", "refcoco", "photos/", "table.csv", "missing.jsonl", "missing.json"])
+def test_what_is_no_data_is_told_what_is(spec, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RefsegError, match=r"\.jsonl.*\.json.*scenes:COUNT"):
+        sources.load_rows(spec)
+
+
+def test_annotations_without_photographs(tmp_path):
+    path = scenes.render(tmp_path / "s", 1)
+    shutil.rmtree(tmp_path / "s/images")
+    with pytest.raises(RefsegError, match="no folder images/"):
+        sources.load_rows(str(path))
+
+
+def test_annotations_without_segments(tmp_path):
+    path = scenes.render(tmp_path / "s", 1)
+    document = json.loads(path.read_text(encoding="utf-8")) | {"annotations": []}
+    path.write_text(json.dumps(document), encoding="utf-8")
+    with pytest.raises(RefsegError):
+        sources.load_rows(str(path))
+
+
+@pytest.mark.data
+def test_photographs_of_the_shared_folder():
+    path = Path(__file__).parents[2] / "../shared/data/photos-coco/val/instances.json"
+    if not path.is_file():
+        pytest.skip("needs ../shared/data/photos-coco beside the checkout")
+    rows = sources.load_rows(str(path), per_photo=2)
+    assert {row.split for row in rows} == {"photos-coco/val"}
+    assert len(rows) > 50
+    assert all(row.image.is_file() for row in rows)
