@@ -5,7 +5,8 @@ Comprehensive Multi-Modal Interactions for Referring Image Segmentation, Finding
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
@@ -18,6 +19,13 @@ from refseg.model.image_encoder import ImageEncoder, Levels, build_backbone
 from refseg.model.text_encoder import TextEncoder
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FUSIONS = ("sfm", "concat")
+AGGREGATIONS: dict[str, Callable[[SHNetConfig], nn.Module]] = {
+    "hcam": lambda config: HCAM(config.width, config.dropout),
+    "conv3d": lambda config: Conv3DAggregation(config.width),
+    "convlstm": lambda config: ConvLSTMAggregation(config.width),
+    "sum": lambda config: SumAggregation(),
+}
 
 
 class SHNetConfig(PretrainedConfig):
@@ -46,19 +54,21 @@ class SHNetConfig(PretrainedConfig):
 
     width: int = 128
     """Channels C of levels and words."""
-    fusion: Literal["sfm", "concat"] = "sfm"
+    fusion: str = "sfm"
+    """`sfm`, or `concat` for the paper's baseline."""
     fusion_layers: int = 2
     fusion_heads: int = 4
     fusion_ffn: int = 256
     position: bool = True
-    aggregation: Literal["hcam", "conv3d", "convlstm", "sum"] = "hcam"
+    aggregation: str = "hcam"
+    """`hcam`, or one of its alternatives `conv3d`, `convlstm`, `sum`."""
     aspp_rates: list[int] | tuple[int, ...] = (3, 6, 12)
     decoder_widths: list[int] | tuple[int, ...] = (128, 64, 32)
     """Channels of the three convolutions at h, 2h and 4h."""
     dropout: float = 0.1
 
     threshold: float = 0.5
-    """Probability from which a pixel belongs to the mask."""
+    """Probability above which a pixel belongs to the mask."""
     training_data: str = ""
     """Where the weights come from, in words: data, initialisation and recipe."""
 
@@ -74,7 +84,23 @@ class SHNetConfig(PretrainedConfig):
             except ValueError as fault:
                 raise RefsegError(f"transformers knows no backbone {name!r}; try resnet or swin") from fault
         self.backbone_config = backbone
+        self._check()
         super().__post_init__(**kwargs)
+
+    def _check(self) -> None:
+        for name, valid in (("fusion", FUSIONS), ("aggregation", tuple(AGGREGATIONS))):
+            if getattr(self, name) not in valid:
+                raise RefsegError(f"unknown {name} {getattr(self, name)!r}; one of: {', '.join(valid)}")
+        for name in ("image_size", "vocabulary", "max_words", "word_size", "width", "fusion_heads", "fusion_layers"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise RefsegError(f"{name} is {value!r}; give a whole number from 1 up")
+        if not isinstance(self.grid, int) or self.grid < 2:
+            raise RefsegError(f"grid is {self.grid!r}; give a whole number from 2 up")
+        if self.width % self.fusion_heads:
+            raise RefsegError(f"width {self.width} does not divide among {self.fusion_heads} fusion_heads")
+        if len(self.decoder_widths) != 3:
+            raise RefsegError(f"decoder_widths has {len(self.decoder_widths)} values; give three, for h, 2h and 4h")
 
     @classmethod
     def paper(cls, image_size: int = 320, **changes: Any) -> SHNetConfig:
@@ -178,9 +204,4 @@ def build_fusion(config: SHNetConfig) -> nn.Module:
 
 
 def build_aggregation(config: SHNetConfig) -> nn.Module:
-    if config.aggregation == "hcam":
-        return HCAM(config.width, config.dropout)
-    plain = {"conv3d": Conv3DAggregation, "convlstm": ConvLSTMAggregation}
-    if config.aggregation in plain:
-        return plain[config.aggregation](config.width)
-    return SumAggregation()
+    return AGGREGATIONS[config.aggregation](config)
