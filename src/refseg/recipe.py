@@ -107,6 +107,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         _override(raw, override)
     recipe: Recipe = _build(Recipe, raw, "")
     _check_model(recipe.model)
+    _check_values(recipe.data, recipe.training)
     return recipe
 
 
@@ -119,7 +120,10 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raw = raw.setdefault(section, {})
         if not isinstance(raw, dict):
             raise RefsegError(f"--{key}: {section} is no section of the recipe")
-    raw[last] = _number(yaml.safe_load(value))
+    try:
+        raw[last] = _number(yaml.safe_load(value))
+    except yaml.YAMLError as fault:
+        raise RefsegError(f"--{key}: {value!r} cannot be read as YAML; close its brackets and quotes") from fault
 
 
 def _number(value: Any) -> Any:
@@ -185,3 +189,30 @@ def _check_model(model: dict[str, Any]) -> None:
 
     own = [name for name in SHNetConfig.__annotations__ if name != "model_type"]
     _check_keys(model, own, "model.")
+    backbone = model.get("backbone_config")
+    if isinstance(backbone, dict) and "model_type" in backbone:
+        plain = SHNetConfig(backbone_config={"model_type": backbone["model_type"]}).backbone_config
+        _check_keys(backbone, list(plain.to_dict()), "model.backbone_config.")
+
+
+def _check_values(data: DataRecipe, training: TrainingRecipe) -> None:
+    """Raises RefsegError for values that no run can use."""
+    rules = [
+        (bool(data.train), "data.train is empty; name data, such as scenes:3000"),
+        (bool(training.phases), "training.phases is empty; give one phase at least"),
+        (min(training.log_steps, training.save_steps) > 0, "training.log_steps and save_steps must be 1 or more"),
+        (training.workers >= 0, "training.workers must be 0 or more"),
+    ]
+    for share in ("mirror", "crop", "jitter", "word_dropout"):
+        rules.append((0 <= getattr(data, share) <= 1, f"data.{share} must lie between 0 and 1"))
+    for number, phase in enumerate(training.phases):
+        where = f"training.phases[{number}]"
+        learns = phase.expressions > 0 or (phase.aligned > 0 and training.alignment_weight > 0)
+        rules += [
+            (min(phase.steps, phase.photos) > 0, f"{where}: steps and photos must be 1 or more"),
+            (learns, f"{where} learns nothing; give it expressions, or aligned and an alignment_weight"),
+            (phase.side is None or phase.side >= 32, f"{where}.side must be 32 pixels or more"),
+        ]
+    for holds, fault in rules:
+        if not holds:
+            raise RefsegError(fault)

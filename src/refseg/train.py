@@ -37,6 +37,8 @@ def run(path: Path, overrides: Sequence[str] = (), resume: bool = False) -> Path
     """
     recipe = load_recipe(path, overrides)
     output = Path(recipe.training.output)
+    if output.exists() and not output.is_dir():
+        raise RefsegError(f"training.output: {output} is a file; name a folder")
     checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
     if resume and checkpoint is None:
         raise RefsegError(f"{output} holds no checkpoint to resume; start without --resume")
@@ -80,14 +82,17 @@ def load_backbone(model: SHNet, name: str) -> None:
     """Initialises the backbone from a transformers checkpoint: a folder or a hub id."""
     net: Any = model.image_encoder.backbone.net
     try:
-        trained = type(net).from_pretrained(name, config=net.config, use_safetensors=True).state_dict()
+        trained, report = type(net).from_pretrained(
+            name, config=net.config, use_safetensors=True, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError) as fault:
         raise RefsegError(f"backbone_weights: {name} cannot be read ({str(fault).splitlines()[0]})") from fault
+    # A classifier's checkpoint has no norms for the levels of a backbone; they start at one and zero.
     own = net.state_dict()
-    lacking = [key for key in own if key not in trained or trained[key].shape != own[key].shape]
+    lacking = sorted(key for key in report["missing_keys"] if key in own and "hidden_states_norms." not in key)
     if lacking:
         raise RefsegError(f"backbone_weights: {name} does not fit the backbone; it lacks {lacking[0]}")
-    net.load_state_dict({key: trained[key] for key in own})
+    net.load_state_dict({key: value for key, value in trained.state_dict().items() if key in own})
 
 
 class Alignment(nn.Module):
@@ -218,5 +223,7 @@ def build_trainer(
         collate_fn=Collate(tokenizer, recipe.data.word_dropout),
         num_workers=training.workers,
         persistent_workers=training.workers > 0,
+        # Its own, or it would draw from the generator whose state a resumed run restores.
+        generator=torch.Generator().manual_seed(training.seed + done),
     )
     return RecipeTrainer(training, batches, model=Trainee(model, training), args=arguments)

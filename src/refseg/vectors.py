@@ -32,6 +32,8 @@ def read_vectors(file: Path, vocabulary: dict[str, int], size: int) -> dict[int,
         raise RefsegError(f"word_vectors: {file} cannot be read; name a GloVe text file") from fault
     except ValueError as fault:
         raise fault if isinstance(fault, RefsegError) else RefsegError(f"{file} is not a GloVe file") from fault
+    if not vectors:
+        raise RefsegError(f"{file} has vectors of {size} numbers for none of the words; set model.word_size")
     return vectors
 
 
@@ -66,8 +68,9 @@ def learn_vectors(sentences: Iterable[str], tokenizer: WordTokenizer, size: int)
     words = counts.sum(dim=1, keepdim=True).clamp(min=1)
     contexts = counts.sum(dim=0, keepdim=True) ** 0.75
     association = (counts * contexts.sum() / (words * contexts.clamp(min=1e-9))).clamp(min=1).log()
-    torch.manual_seed(0)
-    left, strength, _ = torch.svd_lowrank(association, q=min(size, len(tokenizer)), niter=4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        left, strength, _ = torch.svd_lowrank(association, q=min(size, len(tokenizer)), niter=4)
     vectors = torch.zeros(len(tokenizer), size)
     vectors[:, : left.shape[1]] = left * strength.sqrt()
     return vectors / vectors.std().clamp(min=1e-9)

@@ -66,6 +66,8 @@ class BackboneLevels(nn.Module):
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__()
+        if not hasattr(config, "stage_names"):
+            raise RefsegError(f"{config.model_type} is no backbone; try resnet, swin or convnext")
         if len(config.stage_names) < 4:
             raise RefsegError(
                 f"{config.model_type} yields {len(config.stage_names) - 1} stages; three levels are needed"

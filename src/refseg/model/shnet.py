@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
@@ -83,6 +84,8 @@ class SHNetConfig(PretrainedConfig):
                 backbone = AutoConfig.for_model(name, **backbone)
             except ValueError as fault:
                 raise RefsegError(f"transformers knows no backbone {name!r}; try resnet or swin") from fault
+            except StrictDataclassError as fault:
+                raise RefsegError(f"backbone_config does not fit {name}: {' '.join(str(fault).split())}") from fault
         self.backbone_config = backbone
         self._check()
         super().__post_init__(**kwargs)
@@ -95,6 +98,8 @@ class SHNetConfig(PretrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise RefsegError(f"{name} is {value!r}; give a whole number from 1 up")
+        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+            raise RefsegError(f"dropout is {self.dropout!r}; give a number from 0 up to 1")
         if not isinstance(self.grid, int) or self.grid < 2:
             raise RefsegError(f"grid is {self.grid!r}; give a whole number from 2 up")
         if self.width % self.fusion_heads:

@@ -1,0 +1,223 @@
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+import refseg
+from refseg.data.sources import load_rows
+from refseg.errors import RefsegError
+
+MODEL = {
+    "backbone_config": {
+        "model_type": "convnext",
+        "depths": [1, 1, 1, 1],
+        "hidden_sizes": [16, 24, 32, 32],
+        "drop_path_rate": 0.0,
+    },
+    "freeze_backbone": False,
+    "image_size": 64,
+    "grid": 8,
+    "width": 32,
+    "word_size": 16,
+    "fusion_layers": 1,
+    "fusion_heads": 2,
+    "fusion_ffn": 32,
+    "aspp_rates": [1, 2, 3],
+    "decoder_widths": [16, 16, 16],
+    "dropout": 0.0,
+}
+SCENES, PER_PHOTO = "scenes:6", 12
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REFSEG_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def write_recipe(folder, steps, model=(), data=(), training=()):
+    recipe = {
+        "model": {**MODEL, **dict(model)},
+        "data": {
+            "train": [SCENES],
+            "per_photo": PER_PHOTO,
+            **{"mirror": 0.0, "crop": 0.0, "jitter": 0.0, "word_dropout": 0.0},
+            **dict(data),
+        },
+        "training": {
+            "output": str(folder / "run"),
+            "phases": [{"steps": steps, "photos": 3, "expressions": 4, "aligned": 12}],
+            "learning_rate": 4e-3,
+            "backbone_learning_rate": 4e-3,
+            "alignment_weight": 1.0,
+            "dice_weight": 1.0,
+            "warmup_steps": 10,
+            "log_steps": 20,
+            **dict(training),
+        },
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder / "recipe.yaml"
+
+
+def train(recipe, *overrides, resume=False):
+    from refseg.train import run
+
+    return run(recipe, overrides, resume)
+
+
+def overall_iou(folder, rows):
+    from refseg.evaluate import evaluate
+
+    return evaluate(refseg.load(folder), rows).overall.overall_iou
+
+
+def test_a_network_learns_its_photographs_by_their_sentences(tmp_path):
+    """Six scenes by heart. The untrained network, or the trained one asked in unknown words, cannot pass."""
+    recipe = write_recipe(tmp_path, steps=200)
+    folder = train(recipe)
+    state = json.loads((folder / "checkpoint-200" / "trainer_state.json").read_text())
+    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    untrained = train(recipe, "training.max_steps=1", f"training.output={tmp_path / 'untrained'}")
+    rows = load_rows(SCENES, per_photo=PER_PHOTO)
+    found = overall_iou(folder, rows)
+    before = overall_iou(untrained, rows)
+    wordless = overall_iou(folder, [dataclasses.replace(row, expression="qwertz") for row in rows])
+    summary = (
+        f"loss {losses[0]:.2f} → {losses[-1]:.2f}; IoU {found:.2f}, untrained {before:.2f}, wordless {wordless:.2f}"
+    )
+    logging.getLogger(__name__).info(summary)
+    assert losses[-1] < 0.6 * losses[0], summary
+    assert before < 0.3 and wordless < 0.3 and found > 0.5, summary
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A recipe with everything random in it, and its run of six steps with checkpoints at 3 and 6."""
+    recipe = write_recipe(
+        tmp_path_factory.mktemp("straight"),
+        steps=6,
+        model={"dropout": 0.2},
+        data={"mirror": 0.5, "crop": 0.5, "jitter": 0.2, "word_dropout": 0.3},
+        training={"save_steps": 3},
+    )
+    return recipe, train(recipe)
+
+
+def test_a_resumed_run_ends_with_the_same_bits(straight, tmp_path):
+    recipe, folder = straight
+    shutil.copytree(folder / "checkpoint-3", tmp_path / "run" / "checkpoint-3")
+    resumed = train(recipe, f"training.output={tmp_path / 'run'}", resume=True)
+    expected, got = (load_file(f / "model.safetensors") for f in (folder, resumed))
+    assert [name for name in expected if not torch.equal(expected[name], got[name])] == []
+    early = load_file(folder / "checkpoint-3" / "model.safetensors")
+    assert any(not torch.equal(early[f"model.{name}"], got[name]) for name in got)
+
+
+def test_a_finished_run_resumes_to_itself(straight, tmp_path):
+    recipe, folder = straight
+    shutil.copytree(folder / "checkpoint-6", tmp_path / "run" / "checkpoint-6")
+    resumed = train(recipe, f"training.output={tmp_path / 'run'}", resume=True)
+    expected, got = (load_file(f / "model.safetensors") for f in (folder, resumed))
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_a_run_is_not_overwritten(straight):
+    recipe, _ = straight
+    with pytest.raises(RefsegError, match=r"already holds a run; add --resume, or --training\.output"):
+        train(recipe)
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(RefsegError, match="holds no checkpoint to resume; start without --resume"):
+        train(write_recipe(tmp_path, steps=1), resume=True)
+
+
+def test_an_output_that_is_a_file(tmp_path):
+    recipe = write_recipe(tmp_path, steps=1)
+    with pytest.raises(RefsegError, match="is a file; name a folder"):
+        train(recipe, f"training.output={recipe}")
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
+    import refseg.train
+
+    calls = []
+
+    def broken(logits, targets, dice_weight):
+        calls.append(1)
+        return logits.mean() * (torch.nan if len(calls) == 3 else 1.0)
+
+    monkeypatch.setattr(refseg.train, "mask_loss", broken)
+    with pytest.raises(RefsegError, match="the loss is nan at step 2; lower the learning rate"):
+        train(write_recipe(tmp_path, steps=5, training={"alignment_weight": 0.0}))
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_the_backbone_starts_from_a_checkpoint_and_moves_only_when_free(tmp_path, freeze):
+    from transformers import ConvNextConfig, ConvNextModel
+
+    settings = {key: value for key, value in MODEL["backbone_config"].items() if key != "model_type"}
+    torch.manual_seed(3)
+    ConvNextModel(ConvNextConfig(**settings)).save_pretrained(tmp_path / "trained")
+    recipe = write_recipe(tmp_path, steps=1, model={"freeze_backbone": freeze}, training={"warmup_steps": 0})
+    folder = train(recipe, f"backbone_weights={tmp_path / 'trained'}")
+    start = load_file(tmp_path / "trained" / "model.safetensors")
+    end = load_file(folder / "model.safetensors")
+    name = "embeddings.patch_embeddings.weight"
+    moved = (end[f"image_encoder.backbone.net.{name}"] - start[name]).abs().max()
+    assert moved == 0 if freeze else 0 < moved < 0.01
+
+
+def test_backbone_weights_that_do_not_fit(tmp_path):
+    from transformers import ResNetConfig, ResNetModel
+
+    recipe = write_recipe(tmp_path, steps=1)
+    with pytest.raises(RefsegError, match=r"backbone_weights: .* cannot be read"):
+        train(recipe, f"backbone_weights={tmp_path}")
+    other = ResNetConfig(embedding_size=4, hidden_sizes=[4, 4, 4, 4], depths=[1, 1, 1, 1])
+    ResNetModel(other).save_pretrained(tmp_path / "other")
+    with pytest.raises(RefsegError, match=r"backbone_weights: .* does not fit the backbone; it lacks"):
+        train(recipe, f"backbone_weights={tmp_path / 'other'}")
+
+
+def test_sentences_and_vectors_start_the_words(tmp_path):
+    (tmp_path / "more.txt").write_text("a quokka here\n" * 5)
+    (tmp_path / "glove.txt").write_text("quokka " + " ".join(["0.5"] * 16) + "\n")
+    recipe = write_recipe(tmp_path, steps=1, training={"learning_rate": 1e-9})
+    folder = train(recipe, f"sentences={tmp_path / 'more.txt'}", f"word_vectors={tmp_path / 'glove.txt'}")
+    segmenter = refseg.load(folder)
+    index = segmenter.tokenizer.vocabulary["quokka"]
+    vectors = segmenter.model.text_encoder.embedding.weight
+    torch.testing.assert_close(vectors[index], torch.full((16,), 0.5), rtol=0, atol=1e-4)
+    assert segmenter.model.config.vocabulary == len(segmenter.tokenizer) == len(vectors)
+    assert vectors[0].abs().sum() == 0
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network(tmp_path):
+    recipe = write_recipe(tmp_path, steps=3)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launch, "-m", "refseg.cli", "train", str(recipe)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    folder = Path(tmp_path / "run")
+    assert json.loads((folder / "checkpoint-3" / "trainer_state.json").read_text())["global_step"] == 3
+    assert 0 <= overall_iou(folder, load_rows(SCENES, per_photo=PER_PHOTO)) <= 1
