@@ -41,7 +41,7 @@ class WordTokenizer:
     def __init__(self, tokenizer: Tokenizer, max_words: int = 25) -> None:
         self.tokenizer = tokenizer
         self.max_words = max_words
-        self.unknown_id: int = tokenizer.token_to_id(UNKNOWN)
+        self.unknown_id = int(tokenizer.token_to_id(UNKNOWN) or 0)
 
     @classmethod
     def from_expressions(

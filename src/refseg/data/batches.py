@@ -109,8 +109,11 @@ class PhotoDataset(Dataset[Sample]):
         drawn = [rows[i] for i in rng.permutation(len(rows))[:wanted]]
         targets = self._targets(drawn, box, mirrored, cells)
         if box is not None:
-            seen = [i for i, target in enumerate(targets) if target.sum() > 0] or [0]
-            drawn, targets = [drawn[i] for i in seen], [targets[i] for i in seen]
+            seen = [i for i, target in enumerate(targets) if target.sum() > 0]
+            if seen:
+                drawn, targets = [drawn[i] for i in seen], [targets[i] for i in seen]
+            else:
+                box, targets = None, self._targets(drawn, None, mirrored, cells)
         photo = jitter(rng, _shown(photo, box, mirrored), self.recipe.jitter)
         return Sample(
             image=to_square(photo, side),

@@ -67,7 +67,7 @@ class AttentionLayer(nn.Module):
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, C/heads)
             for part in (query, key, self.value(normed))
         )
-        if x.device.type == "cpu":  # where bfloat16 attention is three times slower than float32
+        if query.dtype == torch.bfloat16 and x.device.type == "cpu":  # where it is three times slower than float32
             query, key, value = query.float(), key.float(), value.float()
         met = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
         x = x + self.dropout(self.out(met.transpose(1, 2).flatten(2)))

@@ -21,6 +21,9 @@ class ImageEncoder(nn.Module):
     Batch norm inside the backbone keeps its statistics, frozen or not: the batches are small.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         backbone: nn.Module,
@@ -129,7 +132,8 @@ def dilate(stages: nn.ModuleList, output_stride: int) -> None:
     rate = 1
     for stage in list(stages)[-1:] if output_stride == 16 else list(stages)[-2:]:
         rate *= 2
-        for index, block in enumerate(stage.layers):
+        layers: Any = stage.layers
+        for index, block in enumerate(layers):
             multi_grid = (1, 2, 4)[min(index, 2)] if stage is stages[-1] else 1
             for conv in (m for m in block.modules() if isinstance(m, nn.Conv2d)):
                 conv.stride = (1, 1)

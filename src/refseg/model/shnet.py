@@ -170,15 +170,15 @@ class SHNet(PreTrainedModel):
         `encode` made of them; photo_of (B,) int64 names each expression's photograph, and may be left
         out where I is 1 or B.
         """
-        levels = self.encode(images) if levels is None else levels  # 3 × (I, C, h, w)
+        levels = levels or self.encode(images)  # 3 × (I, C, h, w)
         words = self.text_encoder(ids, mask)  # (B, T, C)
         fused = [self.fusion(per_expression(level, photo_of, ids), words, mask) for level in levels]
         joint = self.aggregation(fused, mask)  # (B, C, h, w)
-        return self.decoder(joint)  # type: ignore[no-any-return]
+        return self.decoder(joint)
 
-    def encode(self, images: Tensor, grid: int | None = None) -> Levels:
+    def encode(self, images: Tensor | None, grid: int | None = None) -> Levels:
         """images (I, 3, S, S) in 0..1 → three levels (I, C, h, w); they serve any number of expressions."""
-        return self.image_encoder(images, grid)  # type: ignore[no-any-return]
+        return self.image_encoder(images, grid)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Attention and words start small; the backbone keeps the initialisation it was built with."""
