@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from refseg.segmentation import Segmentation
     from refseg.segmenter import Segmenter
 
-EXPRESSIONS = ("the hat", "the jacket", "the hair")
+EXPRESSIONS = ("the person", "the black jacket", "the wall")
 
 
 @dataclass(frozen=True)
