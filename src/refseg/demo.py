@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from refseg.segmentation import Segmentation
     from refseg.segmenter import Segmenter
 
-EXPRESSIONS = ("the person", "the black jacket", "the wall")
+EXPRESSIONS = ("the person", "her coat", "the wall")
 
 
 @dataclass(frozen=True)
