@@ -222,6 +222,7 @@ def test_unwritable_output_is_found_before_the_work(segment):
     [
         "segment street.jpg dog --model nowhere",
         "segment street.jgp dog",
+        "segment street.jpg --expression=",
         "segment street.jpg " + "x" * 100_000,
         "train nothing.yaml",
         "train a.yaml b.yaml",

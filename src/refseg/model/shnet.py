@@ -178,6 +178,8 @@ class SHNet(PreTrainedModel):
 
     def encode(self, images: Tensor | None, grid: int | None = None) -> Levels:
         """images (I, 3, S, S) in 0..1 → three levels (I, C, h, w); they serve any number of expressions."""
+        if images is None:
+            raise RefsegError("there is no photograph; give images, or the levels that encode made of them")
         return self.image_encoder(images, grid)
 
     def _init_weights(self, module: nn.Module) -> None:
