@@ -144,3 +144,12 @@ def test_import_is_quick():
     program = "import sys, refseg; refseg.__version__; print(sorted({'torch', 'numpy', 'PIL'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_mask_is_the_logits_resized_and_decided(segmenter):
+    encoded = segmenter.encode(PHOTO)
+    logits = segmenter.mask_logits(encoded, ["the red bag", "dog"])
+    assert logits.shape == (2, 1, 4 * segmenter.model.config.grid, 4 * segmenter.model.config.grid)
+    probabilities = to_photograph(logits, encoded.size)
+    for answer, probability in zip(segmenter.segment(encoded, ["the red bag", "dog"]), probabilities, strict=True):
+        assert np.array_equal(answer.mask, (probability > segmenter.threshold).numpy())

@@ -22,7 +22,7 @@ from refseg.errors import RefsegError
 from refseg.model.shnet import SHNet, SHNetConfig
 from refseg.photo import PhotoSource, read_photo
 from refseg.segmentation import Segmentation
-from refseg.words import WordTokenizer
+from refseg.words import Tokens, WordTokenizer
 
 MAX_CHARACTERS = 1000
 """The longest expression that is accepted; the model reads far less of it."""
@@ -108,11 +108,18 @@ class Segmenter:
             answers += self._segment_batch(encoded, cleaned[start : start + batch_size], threshold)
         return answers
 
+    @torch.inference_mode()
+    def mask_logits(self, encoded: EncodedPhoto, expressions: Sequence[str]) -> Tensor:
+        """What the network says before anything is decided: (E, 1, 4h, 4w) float32 over the square input."""
+        return self._mask_logits(encoded, self.tokenizer(_clean_all(expressions)))
+
+    def _mask_logits(self, encoded: EncodedPhoto, tokens: Tokens) -> Tensor:
+        ids, mask = tokens.ids.to(self.device), tokens.mask.to(self.device)
+        return self.model(ids=ids, mask=mask, levels=encoded.levels).float()
+
     def _segment_batch(self, encoded: EncodedPhoto, expressions: list[str], threshold: float) -> list[Segmentation]:
         tokens = self.tokenizer(expressions)
-        mask_logits = self.model(
-            ids=tokens.ids.to(self.device), mask=tokens.mask.to(self.device), levels=encoded.levels
-        )  # (B, 1, h, w)
+        mask_logits = self._mask_logits(encoded, tokens)  # (B, 1, 4h, 4w)
         answers = []
         for number, expression in enumerate(expressions):
             # One at a time: at the size of a large photograph a whole batch would not fit into memory.
