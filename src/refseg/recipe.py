@@ -35,6 +35,8 @@ class DataRecipe:
     """Greatest change of brightness and contrast."""
     word_dropout: float = 0.03
     """Share of words shown as unknown, so that the unknown word means something."""
+    absent: float = 0.0
+    """Share of expressions that name what the photograph does not hold, with an empty mask as their answer."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ def _check_values(data: DataRecipe, training: TrainingRecipe) -> None:
         (min(training.log_steps, training.save_steps) > 0, "training.log_steps and save_steps must be 1 or more"),
         (training.workers >= 0, "training.workers must be 0 or more"),
     ]
-    for share in ("mirror", "crop", "jitter", "word_dropout"):
+    for share in ("mirror", "crop", "jitter", "word_dropout", "absent"):
         rules.append((0 <= getattr(data, share) <= 1, f"data.{share} must lie between 0 and 1"))
     for number, phase in enumerate(training.phases):
         where = f"training.phases[{number}]"

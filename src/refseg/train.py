@@ -67,6 +67,7 @@ def new_model(recipe: Recipe, tokenizer: WordTokenizer, sentences: Sequence[str]
     model = SHNet(SHNetConfig(**{**recipe.model, "vocabulary": len(tokenizer)}))
     if recipe.backbone_weights:
         load_backbone(model, recipe.backbone_weights)
+    model.image_encoder.keep_statistics = model.config.freeze_backbone or recipe.backbone_weights is not None
     embedding = model.text_encoder.embedding.weight.data
     if recipe.sentences:
         embedding[1:] = learn_vectors(sentences, tokenizer, model.config.word_size)[1:]
@@ -109,7 +110,7 @@ class Alignment(nn.Module):
             nn.Conv2d(width, width, 3, padding=1),
         )
         self.sentence = nn.Linear(width, width)
-        self.scale = nn.Parameter(torch.tensor(width**-0.5))
+        self.scale = nn.Parameter(torch.tensor(1.0))  # C^-0.5 would keep the scores near zero for hundreds of steps
         self.bias = nn.Parameter(torch.tensor(-2.0))
 
     def forward(self, levels: Levels, words: Tensor, mask: Tensor, photo_of: Tensor) -> Tensor:
@@ -117,9 +118,11 @@ class Alignment(nn.Module):
         joint = torch.stack(levels).sum(dim=0)  # (I, C, h, w)
         c, h, w = joint.shape[1:]
         pixels = self.pixels(joint + pixels_position(h, w, c, joint).T.view(c, h, w))
-        sentence = self.sentence(last_word(words, mask))  # (B, C)
-        scores = torch.einsum("bchw,bc->bhw", pixels.index_select(0, photo_of), sentence)
-        return scores.unsqueeze(1) * self.scale + self.bias
+        sentences = self.sentence(last_word(words, mask))  # (B, C)
+        # A product per photograph instead of a copy of its pixels per expression, whose gradient is slow on a CPU.
+        own = sentences.split(photo_of.bincount(minlength=len(pixels)).tolist())
+        scores = torch.cat([s @ p.flatten(1) for s, p in zip(own, pixels, strict=True)])  # (B, h·w)
+        return scores.view(-1, 1, h, w) * self.scale + self.bias
 
 
 class Trainee(nn.Module):

@@ -153,6 +153,29 @@ def test_a_referent_outside_the_crop_is_not_asked_for(dataset):
     assert all(len(s.expressions) == len(s.targets) == s.answered for s in samples)
 
 
+def test_what_another_photograph_alone_holds_is_answered_by_nothing(dataset):
+    bag = Row(dataset([BAG]).photos[0][0].image, 1, HEIGHT, WIDTH, "the bag", encode_mask(REFERENT), label="bag")
+    bag = dataclasses.replace(bag, kind="category")
+
+    def shown(*others, absent=1.0):
+        recipe = DataRecipe(train=[], **PLAIN, absent=absent)
+        photos = [[bag] * 3, [dataclasses.replace(bag, **{"label": "hat", "expression": "a hat"} | o) for o in others]]
+        samples = [PhotoDataset(photos, PHASE, recipe, 64, 4, seed)[0, 0, 0] for seed in range(20)]
+        return [
+            (e, bool(t.any())) for sample in samples for e, t in zip(sample.expressions, sample.targets, strict=True)
+        ]
+
+    assert set(shown({})) == {("the bag", True), ("a hat", False)}
+    assert set(shown({}, absent=0.0)) == {("the bag", True)}
+    for unfit in (
+        {"label": "bag", "expression": "a bag"},  # it is here
+        {"expression": "the red thing"},  # there may be another here
+        {"kind": "position"},
+        {"split": "other photographs"},
+    ):
+        assert set(shown(unfit)) == {("the bag", True)}, unfit
+
+
 def test_phases_set_sizes_and_counts(dataset):
     rows = [(str(n), "", REFERENT) for n in range(6)]
     data = dataset(rows, [Phase(1, 1, 0, aligned=5), Phase(1, 1, 2, aligned=4, side=32), Phase(1, 1, 9)])

@@ -72,6 +72,17 @@ def test_training_never_moves_the_statistics_of_the_backbone(freeze):
     assert moved and all(name.startswith("project.") for name in moved)
 
 
+def test_a_backbone_from_random_weights_learns_its_statistics():
+    net = encoder(MOBILENET, freeze=False)
+    net.keep_statistics = False
+    before = {name: tensor.clone() for name, tensor in net.named_buffers()}
+    net.train()(torch.rand(2, 3, 64, 64))
+    moved = {name for name, tensor in net.named_buffers() if not torch.equal(tensor, before[name])}
+    assert any(name.startswith("backbone.") and name.endswith("running_mean") for name in moved)
+    net.eval()(torch.rand(2, 3, 64, 64))
+    assert not net.backbone.training
+
+
 def test_any_grid_on_request():
     net = encoder()
     assert {tuple(level.shape) for level in net(torch.rand(2, 3, 64, 64))} == {(2, 8, 4, 4)}

@@ -115,12 +115,35 @@ class PhotoDataset(Dataset[Sample]):
             else:
                 box, targets = None, self._targets(drawn, None, mirrored, cells)
         photo = jitter(rng, _shown(photo, box, mirrored), self.recipe.jitter)
+        expressions = [mirror_expression(r.expression) if mirrored else r.expression for r in drawn]
+        for i in np.flatnonzero(rng.random(len(drawn)) < self.recipe.absent):
+            if (absent := self._absent(rng, self.photos[index])) is not None:
+                expressions[i], targets[i] = absent, np.zeros_like(targets[i])
         return Sample(
             image=to_square(photo, side),
-            expressions=[mirror_expression(r.expression) if mirrored else r.expression for r in drawn],
+            expressions=expressions,
             targets=torch.from_numpy(np.stack(targets)).float().unsqueeze(1) / 255,
             answered=min(phase.expressions, len(drawn)),
         )
+
+    def _absent(self, rng: np.random.Generator, rows: list[Row]) -> str | None:
+        """An expression of another photograph whose label this one lacks; None where none is at hand.
+
+        Only sentences that name their label, and only of the same set: another set may leave unlabelled
+        what this one labels.
+        """
+        present = {row.label for row in rows}
+        there = self.photos[rng.integers(len(self.photos))]
+        fitting = [
+            row.expression
+            for row in there
+            if row.split == rows[0].split
+            and row.kind in CROP_PROOF
+            and row.label
+            and row.label not in present
+            and row.label in row.expression
+        ]
+        return fitting[rng.integers(len(fitting))] if fitting else None
 
     def _targets(
         self, rows: list[Row], box: tuple[int, int, int, int] | None, mirrored: bool, cells: int

@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 RGB = tuple[int, int, int]
 
-VERSION = 1
+VERSION = 2
 """Goes up whenever the same seed would render other pixels, so that caches of older scenes are left alone."""
 
 COLOURS: dict[str, RGB] = {
@@ -65,8 +65,13 @@ _BESIDE = (("curtain", "wall"), ("wall", "curtain"), ("grass", "road"), ("sea", 
 _PLAIN = (("wall",), ("table",), ("sand",))
 
 _SIDES = ((160, 160), (128, 160), (160, 128))
-_RADII = (0.08, 0.125, 0.19)
+_RADII = (0.11, 0.17, 0.25)
 """Small, medium and large as shares of the longer side, further apart than the jitter reaches."""
+
+_MARKS_PER_SIDE = 16
+"""Stripes of a marking would fit so often into the longer side."""
+_MARKED = 0.35
+"""Share of a stripe that is marked; less than half of a shape in every marking, so that its colour stays its colour."""
 
 _LEAST_VISIBLE = 0.55
 """A shape less visible than this share of itself is no longer recognised by its outline."""
@@ -80,6 +85,7 @@ class _Shape:
     label: str
     colour: str
     rgb: Floats
+    """Its colour with its marking, (n, n, 3) in about 0..255."""
     coverage: Floats
     """Share of each pixel that the shape fills, (n, n) in 0..1."""
 
@@ -206,7 +212,7 @@ def _background(rng: np.random.Generator, labels: tuple[str, ...], regions: npt.
 
 
 def _shapes(rng: np.random.Generator, background: tuple[str, ...], side: int) -> Iterator[_Shape]:
-    """2 to 6 shapes.
+    """2 to 5 shapes.
 
     Labels repeat in most scenes and colours in many, so that neither alone tells which shape is meant."""
     ground = np.array([STUFF[label] for label in background], dtype=float)
@@ -215,12 +221,13 @@ def _shapes(rng: np.random.Generator, background: tuple[str, ...], side: int) ->
     ]
     labels: list[str] = []
     colours: list[str] = []
-    for _ in range(rng.integers(2, 7)):
+    for _ in range(rng.integers(2, 6)):
         labels.append(_again_or_new(rng, labels, list(_OUTLINES), again=0.5))
         colours.append(_again_or_new(rng, colours, allowed, again=0.25))
         radius = side * _RADII[rng.integers(len(_RADII))] * rng.uniform(0.92, 1.08)
         rgb = np.array(COLOURS[colours[-1]], dtype=float) + rng.uniform(-6, 6)
-        yield _Shape(labels[-1], colours[-1], rgb, _coverage(rng, labels[-1], radius))
+        coverage = _coverage(rng, labels[-1], radius)
+        yield _Shape(labels[-1], colours[-1], _marked(rng, labels[-1], rgb, len(coverage), side), coverage)
 
 
 def _again_or_new(rng: np.random.Generator, used: list[str], names: list[str], again: float) -> str:
@@ -236,7 +243,7 @@ def _place(rng: np.random.Generator, shape: _Shape, placed: list[_Placed], pixel
     n = len(shape.coverage)
     spill = n // 8
     for _ in range(40):
-        top, left = rng.integers(-spill, height - n + spill + 1), rng.integers(-spill, width - n + spill + 1)
+        top, left = (int(rng.integers(-spill, side - n + spill + 1)) for side in (height, width))
         rows, columns = slice(max(top, 0), min(top + n, height)), slice(max(left, 0), min(left + n, width))
         coverage = shape.coverage[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
         mask = np.zeros((height, width), dtype=bool)
@@ -248,7 +255,8 @@ def _place(rng: np.random.Generator, shape: _Shape, placed: list[_Placed], pixel
             each.visible &= ~mask
         placed.append(_Placed(shape, full, mask))
         patch = pixels[rows, columns]
-        patch += coverage[..., None] * (shape.rgb - patch)
+        rgb = shape.rgb[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+        patch += coverage[..., None] * (rgb - patch)
         return
 
 
@@ -257,6 +265,14 @@ def _tolerates(behind: _Placed, shape: _Shape, mask: Bools) -> bool:
     hidden = int(behind.visible.sum()) - left
     # Two overlapping shapes of one colour would read as a single one.
     return left >= _LEAST_VISIBLE * behind.full and not (hidden and behind.shape.colour == shape.colour)
+
+
+def _marked(rng: np.random.Generator, label: str, rgb: Floats, n: int, side: int) -> Floats:
+    """The colour with the marking of its kind in a darker shade (a lighter one of black), (n, n, 3)."""
+    down, right = np.mgrid[0:n, 0:n] / (side / _MARKS_PER_SIDE) + rng.uniform(0, 1, 2).reshape(2, 1, 1)
+    marked = _MARKINGS[label](*(lines % 1 < _MARKED for lines in (down, right, down + right)))
+    shade = rgb * 0.55 if rgb.max() > 60 else rgb + 60  # black has no darker shade
+    return np.where(marked[..., None], shade, rgb)
 
 
 def _coverage(rng: np.random.Generator, label: str, radius: float) -> Floats:
@@ -292,10 +308,6 @@ def _triangle() -> Floats:
     return _arc(-90, 270, points=4)
 
 
-def _diamond() -> Floats:
-    return np.array([(0, -1), (0.65, 0), (0, 1), (-0.65, 0)])
-
-
 def _star() -> Floats:
     return _arc(-90, 270, points=11) * np.where(np.arange(11) % 2, 0.48, 1.0)[:, None]
 
@@ -314,23 +326,24 @@ def _cross() -> Floats:
     return np.concatenate([quarter @ turn for turn in turns])
 
 
-def _moon() -> Floats:
-    # The inner arc runs through the horns of the outer one, at 50 degrees above and below the axis.
-    x, y = np.cos(np.radians(50)), np.sin(np.radians(50))
-    centre = 0.55
-    horn = np.degrees(np.arctan2(y, x - centre))
-    inner = _arc(360 - horn, horn, radius=float(np.hypot(x - centre, y))) + np.array([centre, 0])
-    return np.concatenate([_arc(50, 310), inner])
-
-
 _OUTLINES: dict[str, Callable[[], Floats]] = {
     "circle": _circle,
     "square": _square,
     "triangle": _triangle,
-    "diamond": _diamond,
     "star": _star,
     "heart": _heart,
     "ring": _circle,
     "cross": _cross,
-    "moon": _moon,
+}
+
+# As real kinds of things have their texture: a network tells textures apart long before outlines.
+# From horizontal, vertical and diagonal stripes, each (n, n): what is marked.
+_MARKINGS: dict[str, Callable[[Bools, Bools, Bools], Bools]] = {
+    "circle": lambda rows, columns, diagonals: rows & False,
+    "square": lambda rows, columns, diagonals: rows,
+    "triangle": lambda rows, columns, diagonals: columns,
+    "star": lambda rows, columns, diagonals: rows & ~columns,
+    "heart": lambda rows, columns, diagonals: diagonals,
+    "ring": lambda rows, columns, diagonals: rows & False,
+    "cross": lambda rows, columns, diagonals: rows & columns,
 }

@@ -23,6 +23,8 @@ class ImageEncoder(nn.Module):
 
     mean: Tensor
     std: Tensor
+    keep_statistics: bool = True
+    """False lets the backbone's batch norm learn statistics: one that starts from random weights has none to keep."""
 
     def __init__(
         self,
@@ -51,7 +53,8 @@ class ImageEncoder(nn.Module):
 
     def train(self, mode: bool = True) -> ImageEncoder:
         super().train(mode)
-        self.backbone.eval()
+        if self.keep_statistics:
+            self.backbone.eval()
         return self
 
     def forward(self, images: Tensor, grid: int | None = None) -> Levels:

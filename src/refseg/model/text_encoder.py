@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -18,5 +19,7 @@ class TextEncoder(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids (B, T) int64, mask (B, T) True at words → (B, T, C); rows past a sentence's end are zero."""
         # One-way: what stands behind the last word cannot reach the words before it.
-        words, _ = self.lstm(self.dropout(self.embedding(ids)))
+        # In float32 on a CPU: its bfloat16 LSTM does not run at every width.
+        with torch.autocast("cpu", enabled=False):
+            words, _ = self.lstm(self.dropout(self.embedding(ids)))
         return words * mask.unsqueeze(-1)
