@@ -1,7 +1,8 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
-from refseg.model.fusion import SFM, ConcatFusion, average_word, last_word
+from refseg.model.fusion import SFM, ConcatFusion, average_word, last_word, word_attention
 
 B, C, H, W, T = 2, 8, 3, 5, 4
 MASK = torch.tensor([[True, True, True, True], [True, True, False, False]])
@@ -101,3 +102,25 @@ def test_no_word_at_all_divides_by_nothing():
     words = torch.zeros(1, 3, 2)
     assert average_word(words, torch.zeros(1, 3, dtype=torch.bool)).tolist() == [[0.0, 0.0]]
     assert last_word(words, torch.zeros(1, 3, dtype=torch.bool)).tolist() == [[0.0, 0.0]]
+
+
+def test_word_attention_is_what_the_pixels_take_from_the_words(level, words, monkeypatch):
+    """Against the layers' own attention, handed one-hot values, which it turns into its weights."""
+    fusion, weights, attend = sfm(), [], F.scaled_dot_product_attention
+
+    def watched(query, key, value, attn_mask):
+        one_hot = torch.eye(key.shape[2]).expand(B, query.shape[1], -1, -1)
+        weights.append(attend(query, key, one_hot, attn_mask=attn_mask).mean(dim=1))  # (B, N, N)
+        return attend(query, key, value, attn_mask=attn_mask)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    before = fusion(level, words, MASK)[0]
+    maps = word_attention(fusion, level, words, MASK)
+    mean = torch.stack(weights[:2]).mean(dim=0)
+    for y in range(H):
+        for x in range(W):
+            torch.testing.assert_close(maps[:, :, y, x], mean[:, y * W + x, H * W :])
+    assert (maps[~MASK] == 0).all() and (maps[MASK] > 0).all() and (maps.sum(dim=1) < 1).all()
+    weights.clear()
+    torch.testing.assert_close(fusion(level, words, MASK)[0], before)  # nothing stays behind
+    assert all(not layer.query_key._forward_hooks for layer in fusion.layers)

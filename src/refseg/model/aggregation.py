@@ -47,17 +47,17 @@ class Gate(nn.Module):
     def forward(self, pixels: Tensor, sentences: list[Tensor]) -> list[Tensor]:
         c, (h, w) = pixels.shape[1], pixels.shape[2:]
         of_pixels = F.conv2d(pixels, self.conv.weight[:, :c], padding=1)
-        rows, columns = (_border_case(n, pixels.device) for n in (h, w))
+        rows, columns = (border_case(n, pixels.device) for n in (h, w))
         affinities = []
         for sentence in sentences:
             tiled = sentence[:, :, None, None].expand(-1, -1, 3, 3)
             of_sentence = F.conv2d(tiled, self.conv.weight[:, c:], padding=1)  # (B, C, 3, 3)
-            scores = of_pixels + of_sentence[:, :, rows][:, :, :, columns]
+            scores = of_pixels + of_sentence.index_select(2, rows).index_select(3, columns)
             affinities.append(self.dropout(self.norm(scores)).sigmoid())
         return affinities
 
 
-def _border_case(length: int, device: torch.device) -> Tensor:
+def border_case(length: int, device: torch.device) -> Tensor:
     """For each of `length` ≥ 2 places: 0 at the first, 2 at the last, 1 between."""
     case = torch.ones(length, dtype=torch.long, device=device)
     case[0], case[-1] = 0, 2

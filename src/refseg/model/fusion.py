@@ -59,19 +59,47 @@ class AttentionLayer(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, position: Tensor, visible: Tensor) -> Tensor:
-        """x (B, N, C), position (N, C), visible (B, 1, 1, N) True where a token may be attended to."""
-        normed = self.norm(x)
-        query, key = self.query_key(normed + position).chunk(2, dim=-1)
-        query, key, value = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, C/heads)
-            for part in (query, key, self.value(normed))
-        )
+    def forward(self, x: Tensor, position: Tensor, visible: Tensor | None) -> Tensor:
+        """x (B, N, C), position (N, C), visible (B, 1, 1, N) True where a token may be attended to (None: all)."""
+        query, key, value = self.project(x, position)  # (B, heads, N, C/heads)
         if query.dtype == torch.bfloat16 and x.device.type == "cpu":  # where it is three times slower than float32
             query, key, value = query.float(), key.float(), value.float()
         met = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
         x = x + self.dropout(self.out(met.transpose(1, 2).flatten(2)))
         return x + self.dropout(self.ffn(x))
+
+    def project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x (…, N, C), position (N, C) → query, key and value, each (…, heads, N, C/heads)."""
+        normed = self.norm(x)
+        query, key = self.query_key(normed + position).chunk(2, dim=-1)
+        query, key, value = (
+            part.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for part in (query, key, self.value(normed))
+        )
+        return query, key, value
+
+
+def word_attention(sfm: SFM, level: Tensor, words: Tensor, mask: Tensor) -> Tensor:
+    """How much each pixel of a level attends to each word, (B, T, h, w): shares of the pixel's attention, 0..1.
+
+    The softmax of equation 1, mean over heads and layers; 0 for padded words. These are the weights by which the
+    words reach the pixels, and no proof of why a mask is as it is. One call at a time on the same network.
+    """
+    hw = level.shape[2] * level.shape[3]
+    layers = [layer for layer in sfm.layers if isinstance(layer, AttentionLayer)]
+    seen: list[Tensor] = []
+    watched = [layer.query_key.register_forward_hook(lambda *call: seen.append(call[-1])) for layer in layers]
+    try:
+        sfm(level, words, mask)
+    finally:
+        for hook in watched:
+            hook.remove()
+    hidden = ~F.pad(mask, (hw, 0), value=True)[:, None, None]  # (B, 1, 1, hw+T)
+    shares = []
+    for layer, query_key in zip(layers, seen, strict=True):
+        query, key = query_key.view(*query_key.shape[:2], 2, layer.heads, -1).permute(2, 0, 3, 1, 4)
+        likeness = (query[:, :, :hw] @ key.mT / query.shape[-1] ** 0.5).float()  # (B, heads, hw, hw+T)
+        shares.append(likeness.masked_fill(hidden, -torch.inf).softmax(dim=-1)[..., hw:].mean(dim=1))
+    return torch.stack(shares).mean(dim=0).mT.reshape(*mask.shape, *level.shape[2:])
 
 
 class ConcatFusion(nn.Module):

@@ -6,8 +6,9 @@ Comprehensive Multi-Modal Interactions for Referring Image Segmentation, Finding
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
@@ -18,6 +19,9 @@ from refseg.model.decoder import Decoder
 from refseg.model.fusion import SFM, ConcatFusion
 from refseg.model.image_encoder import ImageEncoder, Levels, build_backbone
 from refseg.model.text_encoder import TextEncoder
+
+if TYPE_CHECKING:
+    from refseg.model.fast import FastSHNet
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FUSIONS = ("sfm", "concat")
@@ -70,6 +74,8 @@ class SHNetConfig(PretrainedConfig):
 
     threshold: float = 0.5
     """Probability above which a pixel belongs to the mask."""
+    calibration: dict[str, Any] | None = None
+    """What `refseg calibrate` found the score to be worth; see `refseg.calibration`."""
     training_data: str = ""
     """Where the weights come from, in words: data, initialisation and recipe."""
 
@@ -181,6 +187,18 @@ class SHNet(PreTrainedModel):
         if images is None:
             raise RefsegError("there is no photograph; give images, or the levels that encode made of them")
         return self.image_encoder(images, grid)
+
+    def optimize(self) -> SHNet | FastSHNet:
+        """The form that answers fastest where the network is: `fast.FastSHNet` on a CPU, else this one.
+
+        Its weights are copies, for inference alone. A network without SFM or HCAM stays as it is.
+        """
+        from refseg.model.fast import FastSHNet
+
+        plain = self.device.type != "cpu" or self.dtype != torch.float32
+        if plain or not isinstance(self.fusion, SFM) or not isinstance(self.aggregation, HCAM):
+            return self.eval()
+        return FastSHNet(self.eval())
 
     def _init_weights(self, module: nn.Module) -> None:
         """Attention and words start small; the backbone keeps the initialisation it was built with."""

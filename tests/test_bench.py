@@ -1,0 +1,50 @@
+"""What is measured is what is named; how fast it is depends on the machine and is asserted nowhere."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from refseg.bench import Case, Growth, _watched, measure, plain_form, write_csv
+from refseg.model.aggregation import HCAM
+from refseg.model.shnet import SHNet
+
+
+def test_the_plain_form_computes_the_same(tiny_model: Path) -> None:
+    model = SHNet.from_pretrained(tiny_model).eval()
+    ids = torch.tensor([[2, 3, 4], [3, 0, 0]])
+    images = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        before = model(ids, ids > 0, images=images)
+        plain = plain_form(model)
+        assert isinstance(plain.aggregation, HCAM)
+        torch.testing.assert_close(plain(ids, ids > 0, images=images), before)
+
+
+def test_ratios_are_to_the_first_case_and_arithmetic_is_counted() -> None:
+    small, large = torch.rand(64, 64), torch.rand(512, 512)
+    cases = {"large": Case(lambda: large @ large, 2), "small": Case(lambda: small @ small)}
+    first, second = measure("products", cases, 3)
+    assert first.ratio == 1.0
+    assert second.ratio == pytest.approx(first.seconds / second.seconds)
+    assert first.gflop == pytest.approx(512**3 / 1e9)  # two for each product and sum, for half of the case
+    assert second.gflop == pytest.approx(2 * 64**3 / 1e9)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak of memory from /proc")
+def test_memory_is_that_of_the_block() -> None:
+    with _watched() as memory:
+        held = torch.ones(64 << 18)  # 64 MiB
+    assert held[0] == 1
+    assert 60 < memory[0] < 120
+
+
+def test_lines_are_written_as_csv(tmp_path: Path) -> None:
+    write_csv(tmp_path / "new" / "growth.csv", [Growth("photographs", 10, 1.23456, 0.5)])
+    with (tmp_path / "new" / "growth.csv").open() as file:
+        assert list(csv.DictReader(file)) == [
+            {"quantity": "photographs", "value": "10", "seconds": "1.235", "memory": "0.5"}
+        ]
