@@ -59,7 +59,7 @@ def test_an_unknown_key_names_the_valid_ones_and_the_near_one(recipe, changes, k
 
 
 def test_a_key_like_no_other_is_not_guessed_at(recipe):
-    with pytest.raises(RefsegError, match=r"unknown recipe key data\.qqqq; valid: crop, jitter, mirror"):
+    with pytest.raises(RefsegError, match=r"unknown recipe key data\.qqqq; valid: absent, crop, jitter"):
         recipe(data={"qqqq": 1})
 
 

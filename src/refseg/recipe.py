@@ -52,6 +52,8 @@ class Phase:
     """Expressions per photograph for the alignment loss, which costs a twentieth."""
     side: int | None = None
     """Side of the network input where it differs from the model's; the grid shrinks with it."""
+    kinds: list[str] = field(default_factory=list)
+    """Kinds of expressions that are shown, each as often as the others; without any, all as they come."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,9 @@ class Recipe:
     """Fields of `SHNetConfig`."""
     data: DataRecipe
     training: TrainingRecipe
+    start: str | None = None
+    """A trained model to go on from: `shipped`, a folder or a hub id. Its shapes and its words stay, new words join;
+    `model` holds what else shall differ."""
     backbone_weights: str | None = None
     """A transformers checkpoint that initialises the backbone; None starts from random weights."""
     sentences: list[str] = field(default_factory=list)
@@ -109,6 +114,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         _override(raw, override)
     recipe: Recipe = _build(Recipe, raw, "")
     _check_model(recipe.model)
+    if recipe.start and recipe.backbone_weights:
+        raise RefsegError("start brings its own backbone; leave out one of start and backbone_weights")
     _check_values(recipe.data, recipe.training)
     return recipe
 

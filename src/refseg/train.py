@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from refseg.data.sources import load_rows
 from refseg.data.table import Row, by_photograph
 from refseg.errors import RefsegError
 from refseg.losses import mask_loss
-from refseg.model.fusion import last_word
+from refseg.model.fusion import average_word, last_word
 from refseg.model.image_encoder import Levels
 from refseg.model.position import pixels_position
 from refseg.model.shnet import SHNet, SHNetConfig
 from refseg.recipe import Recipe, TrainingRecipe, load_recipe
+from refseg.segmenter import load
 from refseg.vectors import learn_vectors, read_sentences, read_vectors
 from refseg.words import WordTokenizer
 
@@ -52,8 +54,13 @@ def run(path: Path, overrides: Sequence[str] = (), resume: bool = False) -> Path
     ]
     expressions = [row.expression for photo in photos for row in photo]
     sentences = [sentence for file in recipe.sentences for sentence in read_sentences(Path(file))]
-    tokenizer = WordTokenizer.from_expressions(expressions, sentences, max_words=recipe.model.get("max_words", 25))
-    model = new_model(recipe, tokenizer, expressions + sentences)
+    if recipe.start:
+        started = load(None if recipe.start == "shipped" else recipe.start, device="cpu")
+        tokenizer = started.tokenizer.extended(expressions, sentences)
+        model = continued_model(recipe, tokenizer, started.model)
+    else:
+        tokenizer = WordTokenizer.from_expressions(expressions, sentences, max_words=recipe.model.get("max_words", 25))
+        model = new_model(recipe, tokenizer, expressions + sentences)
     trainer = build_trainer(recipe, model, tokenizer, photos, Path(checkpoint) if checkpoint else None)
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
@@ -79,6 +86,24 @@ def new_model(recipe: Recipe, tokenizer: WordTokenizer, sentences: Sequence[str]
     return model
 
 
+def continued_model(recipe: Recipe, tokenizer: WordTokenizer, started: SHNet) -> SHNet:
+    """A trained network with room for the tokenizer's new words, which start as the unknown word does."""
+    settings = started.config.to_dict() | recipe.model | {"vocabulary": len(tokenizer)}
+    model = SHNet(SHNetConfig(**settings))
+    state = started.state_dict()
+    words = "text_encoder.embedding.weight"
+    unknown = state[words][tokenizer.unknown_id]
+    state[words] = torch.cat([state[words], unknown.expand(len(tokenizer) - len(state[words]), -1)])
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as fault:
+        raise RefsegError(
+            f"start: {recipe.start} has other shapes than model asks for; leave sizes out of model "
+            f"({str(fault).splitlines()[1].strip()})"
+        ) from fault
+    return model
+
+
 def load_backbone(model: SHNet, name: str) -> None:
     """Initialises the backbone from a transformers checkpoint: a folder or a hub id."""
     net: Any = model.image_encoder.backbone.net
@@ -96,33 +121,47 @@ def load_backbone(model: SHNet, name: str) -> None:
     net.load_state_dict({key: value for key, value in trained.state_dict().items() if key in own})
 
 
+def computes_in_bf16() -> bool:
+    """Whether the machine has instructions for bfloat16; without them it is many times slower than float32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        return True
+    log.warning("this machine has no bfloat16 instructions; training in float32")
+    return False
+
+
 class Alignment(nn.Module):
     """A cheap teacher for both encoders: one feature a pixel, one a sentence, and their product on the grid.
 
-    It is trained beside the network and left behind afterwards.
+    It is trained beside the network and left behind afterwards. Batch norm on both sides takes away what all sentences,
+    and all pixels, have in common; without it their differences are learnt several times more slowly.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.pixels = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.LeakyReLU(0.1),
-            nn.Conv2d(width, width, 3, padding=1),
+        self.common = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.LeakyReLU(0.1)
         )
-        self.sentence = nn.Linear(width, width)
-        self.scale = nn.Parameter(torch.tensor(1.0))  # C^-0.5 would keep the scores near zero for hundreds of steps
+        self.pixels = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+        self.anything = nn.Conv2d(width, 1, 1)
+        self.sentence = nn.Linear(2 * width, width, bias=False)
+        self.norm = nn.BatchNorm1d(width)
+        self.scale = nn.Parameter(torch.tensor(width**-0.5))
         self.bias = nn.Parameter(torch.tensor(-2.0))
 
     def forward(self, levels: Levels, words: Tensor, mask: Tensor, photo_of: Tensor) -> Tensor:
         """Mask logits (B, 1, h, w) on the grid."""
         joint = torch.stack(levels).sum(dim=0)  # (I, C, h, w)
         c, h, w = joint.shape[1:]
-        pixels = self.pixels(joint + pixels_position(h, w, c, joint).T.view(c, h, w))
-        sentences = self.sentence(last_word(words, mask))  # (B, C)
+        common = self.common(joint + pixels_position(h, w, c, joint).T.view(c, h, w))
+        pixels, anything = self.pixels(common).flatten(2), self.anything(common).flatten(2)  # (I, C, h·w), (I, 1, h·w)
+        read = self.sentence(torch.cat([last_word(words, mask), average_word(words, mask)], dim=1))
+        sentences = self.norm(read) if len(read) > 1 else read  # (B, C); one sentence alone has no statistics
         # A product per photograph instead of a copy of its pixels per expression, whose gradient is slow on a CPU.
         own = sentences.split(photo_of.bincount(minlength=len(pixels)).tolist())
-        scores = torch.cat([s @ p.flatten(1) for s, p in zip(own, pixels, strict=True)])  # (B, h·w)
-        return scores.view(-1, 1, h, w) * self.scale + self.bias
+        scores = [s @ p * self.scale + a for s, p, a in zip(own, pixels, anything, strict=True)]
+        return torch.cat(scores).view(-1, 1, h, w) + self.bias
 
 
 class Trainee(nn.Module):
@@ -151,15 +190,40 @@ class Trainee(nn.Module):
         return {"loss": torch.stack(losses).sum()}
 
 
+class Batches(DataLoader[Any]):
+    """Keeps count of the seconds that the training waited for the next batch."""
+
+    waited = 0.0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        batches = super().__iter__()
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+
 class RecipeTrainer(Trainer):
     """`Trainer` with our batches, a rate of its own for the backbone, and a stop at a non-finite loss."""
 
-    def __init__(self, recipe: TrainingRecipe, batches: DataLoader[Any], **arguments: Any) -> None:
+    def __init__(self, recipe: TrainingRecipe, batches: Batches, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.recipe, self.batches = recipe, batches
+        self.since = time.perf_counter()
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         return self.batches
+
+    def log(self, logs: dict[str, float], *arguments: Any, **keywords: Any) -> None:
+        """Adds `waiting`, the share of the time since the last line that was spent waiting for data."""
+        now = time.perf_counter()
+        if "loss" in logs:
+            logs["waiting"] = round(self.batches.waited / max(now - self.since, 1e-9), 3)
+            self.batches.waited, self.since = 0.0, now
+        super().log(logs, *arguments, **keywords)
 
     def create_optimizer(self, *_: Any, **__: Any) -> torch.optim.Optimizer:
         if getattr(self, "optimizer", None) is None:
@@ -199,7 +263,7 @@ def build_trainer(
         lr_scheduler_kwargs={"power": training.power, "lr_end": 1e-8},
         warmup_steps=min(training.warmup_steps, steps // 2),
         max_grad_norm=training.max_grad_norm,
-        bf16=training.bf16,
+        bf16=training.bf16 and computes_in_bf16(),
         use_cpu=not torch.cuda.is_available(),
         save_steps=training.save_steps,
         save_total_limit=2,
@@ -220,7 +284,7 @@ def build_trainer(
         arguments.process_index,
         arguments.world_size,
     )
-    batches: DataLoader[Any] = DataLoader(
+    batches = Batches(
         dataset,
         batch_sampler=sampler,
         collate_fn=Collate(tokenizer, recipe.data.word_dropout),

@@ -18,7 +18,7 @@ from refseg.errors import RefsegError
 
 PADDING, UNKNOWN = "<pad>", "<unk>"
 FILE = "tokenizer.json"
-FREQUENT = 4
+FREQUENT = 20
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,17 @@ class WordTokenizer:
 
         A word of `others` that occurs fewer than FREQUENT times is mostly a typing error.
         """
-        split = _new_tokenizer({PADDING: 0, UNKNOWN: 1})
-        counts = Counter(word for text in expressions for word in split_words(split, text))
-        more = Counter(word for text in others for word in split_words(split, text))
+        return cls(_new_tokenizer({PADDING: 0, UNKNOWN: 1}), max_words).extended(expressions, others)
+
+    def extended(self, expressions: Iterable[str], others: Iterable[str] = ()) -> WordTokenizer:
+        """A vocabulary with this one's words under their ids, and those of `from_expressions` behind them."""
+        counts = Counter(word for text in expressions for word in split_words(self.tokenizer, text))
+        more = Counter(word for text in others for word in split_words(self.tokenizer, text))
         counts.update({word: count for word, count in more.items() if word in counts or count >= FREQUENT})
-        known = [word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-        return cls(_new_tokenizer({word: i for i, word in enumerate([PADDING, UNKNOWN, *known])}), max_words)
+        vocabulary = self.vocabulary
+        for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+            vocabulary.setdefault(word, len(vocabulary))
+        return WordTokenizer(_new_tokenizer(vocabulary), self.max_words)
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str], max_words: int = 25) -> WordTokenizer:

@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from refseg.data.batches import Collate, PhotoDataset, PhotoSampler, phase_at, random_crop, scaled_grid
+from refseg.data.batches import Collate, PhotoDataset, PhotoSampler, draw, phase_at, random_crop, scaled_grid
 from refseg.data.table import Row, encode_mask
 from refseg.recipe import DataRecipe, Phase
 from refseg.words import WordTokenizer
@@ -219,3 +220,20 @@ def test_collated_batch(dataset):
     assert torch.equal(batch["targets"], torch.cat([sample.targets for sample in samples]))
     dropped = Collate(tokenizer, word_dropout=1.0)(samples)
     assert (dropped["ids"] == torch.where(batch["mask"], tokenizer.unknown_id, 0)).all()
+
+
+@given(st.lists(st.sampled_from(["category", "colour", "position"])), st.sets(st.sampled_from(["category", "colour"])))
+def test_wanted_kinds_take_turns(kinds, wanted):
+    rows = [make_kind(kind, number) for number, kind in enumerate(kinds)]
+    drawn = draw(rows, sorted(wanted))
+    fitting = [row for row in rows if row.kind in wanted]
+    assert sorted(row.expression for row in drawn) == sorted(row.expression for row in fitting or rows)
+    for end in range(len(drawn) + 1 if fitting else 0):
+        counts = {kind: sum(row.kind == kind for row in drawn[:end]) for kind in wanted}
+        left = {kind: sum(row.kind == kind for row in drawn[end:]) for kind in wanted}
+        # A kind is shown less often than another only when it has no more to show.
+        assert all(counts[one] >= counts[other] - 1 or not left[one] for one in wanted for other in wanted)
+
+
+def make_kind(kind, number):
+    return Row(image=Path("a.png"), image_id=1, expression=str(number), counts="", height=1, width=1, kind=kind)

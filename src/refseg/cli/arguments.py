@@ -16,6 +16,9 @@ PHOTO_SUFFIXES = frozenset(
 )
 """More than can be read: such a photograph is reported with its cure, not passed over in silence."""
 
+RECIPE_KEYS = ("start", "backbone_weights", "sentences", "word_vectors")
+"""Keys of a recipe that stand in no section."""
+
 EXAMPLE = 'refseg segment street.jpg "the red bag"'
 Item = TypeVar("Item")
 
@@ -55,7 +58,7 @@ def split_overrides(arguments: Iterable[str]) -> tuple[list[str], list[str]]:
             others.append(argument)
             continue
         key, equals, value = argument[2:].partition("=")
-        if "." not in key:
+        if "." not in key and key not in RECIPE_KEYS:
             raise RefsegError(f"there is no option --{key}; a value of the recipe is set by --section.key value")
         if not equals:
             following = next(rest, None)

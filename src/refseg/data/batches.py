@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,7 +107,7 @@ class PhotoDataset(Dataset[Sample]):
             box = box if rows[0].kind in CROP_PROOF else None
         mirrored = bool(rng.random() < self.recipe.mirror)
         wanted = max(phase.aligned, phase.expressions, 1)
-        drawn = [rows[i] for i in rng.permutation(len(rows))[:wanted]]
+        drawn = draw([rows[i] for i in rng.permutation(len(rows))], phase.kinds)[:wanted]
         targets = self._targets(drawn, box, mirrored, cells)
         if box is not None:
             seen = [i for i, target in enumerate(targets) if target.sum() > 0]
@@ -133,7 +134,7 @@ class PhotoDataset(Dataset[Sample]):
         what this one labels.
         """
         present = {row.label for row in rows}
-        there = self.photos[rng.integers(len(self.photos))]
+        there = self.photos[int(rng.integers(len(self.photos)))]
         fitting = [
             row.expression
             for row in there
@@ -154,6 +155,17 @@ class PhotoDataset(Dataset[Sample]):
                 mask = _shown(Image.fromarray(row.mask().astype(np.uint8) * 255), box, mirrored)
                 made[row.counts] = np.array(mask.resize((cells, cells), Image.Resampling.BOX))
         return [made[row.counts] for row in rows]
+
+
+def draw(rows: list[Row], kinds: Sequence[str]) -> list[Row]:
+    """The rows of the wanted kinds in turn, the first of each kind, then the second, …; all rows where none is."""
+    fitting = [row for row in rows if row.kind in kinds]
+    seen: Counter[str] = Counter()
+    turns = []
+    for row in fitting:
+        turns.append(seen[row.kind])
+        seen[row.kind] += 1
+    return [row for _, row in sorted(zip(turns, fitting, strict=True), key=lambda pair: pair[0])] or rows
 
 
 class Collate:

@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 RGB = tuple[int, int, int]
 
-VERSION = 2
+VERSION = 3
 """Goes up whenever the same seed would render other pixels, so that caches of older scenes are left alone."""
 
 COLOURS: dict[str, RGB] = {
@@ -65,10 +65,10 @@ _BESIDE = (("curtain", "wall"), ("wall", "curtain"), ("grass", "road"), ("sea", 
 _PLAIN = (("wall",), ("table",), ("sand",))
 
 _SIDES = ((160, 160), (128, 160), (160, 128))
-_RADII = (0.11, 0.17, 0.25)
+_RADII = (0.13, 0.2, 0.3)
 """Small, medium and large as shares of the longer side, further apart than the jitter reaches."""
 
-_MARKS_PER_SIDE = 16
+_MARKS_PER_SIDE = 11
 """Stripes of a marking would fit so often into the longer side."""
 _MARKED = 0.35
 """Share of a stripe that is marked; less than half of a shape in every marking, so that its colour stays its colour."""
