@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -9,9 +10,10 @@ import pytest
 from PIL import Image
 
 from refseg.cli import main
-from refseg.cli.arguments import sort_arguments, split_overrides
+from refseg.cli.arguments import RECIPE_KEYS, sort_arguments, split_overrides
 from refseg.cli.files import Names, slug
 from refseg.errors import RefsegError
+from refseg.recipe import Recipe
 
 PHOTO, OTHER = "street.jpg", "photos/beach.png"
 
@@ -102,8 +104,13 @@ def test_a_pattern_in_a_real_name_is_no_pattern(here):
 
 
 def test_overrides_in_every_spelling():
-    line = ["--a.b", "3", "recipe.yaml", "--c.d=x=y", "--e.f", "-1"]
-    assert split_overrides(line) == (["recipe.yaml"], ["a.b=3", "c.d=x=y", "e.f=-1"])
+    line = ["--a.b", "3", "recipe.yaml", "--c.d=x=y", "--e.f", "-1", "--start", "shipped"]
+    assert split_overrides(line) == (["recipe.yaml"], ["a.b=3", "c.d=x=y", "e.f=-1", "start=shipped"])
+
+
+def test_keys_that_stand_in_no_section_are_those_of_the_recipe():
+    plain = {field.name for field in dataclasses.fields(Recipe) if field.name not in ("model", "data", "training")}
+    assert set(RECIPE_KEYS) == plain
 
 
 @pytest.mark.parametrize(
@@ -286,7 +293,8 @@ def test_help_and_version_do_not_wait_for_torch():
 
 
 def test_help_of_every_command_has_an_example(capsys):
-    for command in ("segment", "train", "evaluate", "demo", "data expressions", "data scenes"):
+    data = ("data expressions", "data scenes", "data prepare", "data verify", "data audit")
+    for command in ("segment", "train", "evaluate", "score", "report", "calibrate", "demo", *data):
         assert main([*command.split(), "--help"]) == 0
         assert f"  refseg {command} " in capsys.readouterr().out.replace("\n", " \n")
 

@@ -99,6 +99,7 @@ def test_dict_is_json_and_complete():
     assert record == {
         "expression": "der rote Beutel 🐈",
         "score": 0.5,
+        "found": None,
         "box": [2, 1, 7, 4],
         "size": [6, 8],
         "unknown_words": ["🐈"],

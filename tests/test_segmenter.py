@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -11,8 +12,11 @@ import torch
 from PIL import Image
 
 import refseg
+from refseg.calibration import Calibration, write_calibration
 from refseg.data.transforms import to_photograph
-from refseg.segmenter import load
+from refseg.errors import RefsegError
+from refseg.model.fusion import ConcatFusion
+from refseg.segmenter import Segmenter, load
 
 EXPRESSIONS = ["red bag", "the cat behind the man", "🐈", "the red bag on the left of the blue cup", "left"]
 PHOTO = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)
@@ -56,8 +60,8 @@ def test_an_answer_in_a_batch_equals_the_answer_alone(segmenter, batch_size):
 
 def test_photograph_is_encoded_once(segmenter, monkeypatch):
     calls = []
-    encode = segmenter.model.encode
-    monkeypatch.setattr(segmenter.model, "encode", lambda images: calls.append(images.shape) or encode(images))
+    encode = segmenter.network.encode
+    monkeypatch.setattr(segmenter.network, "encode", lambda images: calls.append(images.shape) or encode(images))
     segmenter(PHOTO, EXPRESSIONS * 3)
     assert calls == [(1, 3, 64, 64)]
 
@@ -66,7 +70,7 @@ def test_mask_and_score_follow_from_the_probabilities(segmenter):
     encoded = segmenter.encode(PHOTO)
     tokens = segmenter.tokenizer(["left"])
     with torch.no_grad():
-        logits = segmenter.model(ids=tokens.ids, mask=tokens.mask, levels=encoded.levels)
+        logits = segmenter.network(tokens.ids, tokens.mask, levels=encoded.levels)
     probability = to_photograph(logits, (50, 90))[0].numpy()
     for threshold in (0.3, 0.5, 0.8):
         (answer,) = segmenter.segment(encoded, ["left"], threshold=threshold)
@@ -153,3 +157,88 @@ def test_the_mask_is_the_logits_resized_and_decided(segmenter):
     probabilities = to_photograph(logits, encoded.size)
     for answer, probability in zip(segmenter.segment(encoded, ["the red bag", "dog"]), probabilities, strict=True):
         assert np.array_equal(answer.mask, (probability > segmenter.threshold).numpy())
+
+
+@pytest.fixture
+def calibrated(tiny_model, tmp_path):
+    """Writes a calibration into a copy of the tiny model and loads it."""
+
+    def load_with(calibration):
+        folder = shutil.copytree(tiny_model, tmp_path / "model", dirs_exist_ok=True)
+        write_calibration(folder, calibration)
+        return load(folder, device="cpu")
+
+    return load_with
+
+
+def test_the_checkpoint_s_calibration_judges_every_answer(segmenter, calibrated):
+    """Weights by hand: the score depends on the words alone, found on those that the model has never seen."""
+    words = (0.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+    known = (0.0, 0.0, 0.0, -8.0, 0.0, 4.0)
+    own = calibrated(Calibration(words, known, 0.5))
+    one, two, strange = own(PHOTO, ["left", "the dog", "zebra"])
+    assert (one.score, two.score) == pytest.approx((1 / 2, 2 / 3))  # the logistic function of ln(words)
+    assert (one.found, two.found, strange.found) == (True, True, False)
+    np.testing.assert_array_equal(one.mask, segmenter(PHOTO, "left").mask)
+    assert one.to_dict()["found"] is True
+    (nothing,) = own.segment(own.encode(PHOTO), ["left"], threshold=0.9999)
+    assert (nothing.score, nothing.found) == (0.0, False)
+
+
+def test_found_is_none_where_the_checkpoint_does_not_say(segmenter, calibrated):
+    scored = calibrated(Calibration((0.0, 0.0, 0.0, 0.0, 1.0, 0.0)))
+    for own in (segmenter, scored):
+        encoded = own.encode(PHOTO)
+        for threshold in (0.5, 0.9999):
+            assert own.segment(encoded, ["left"], threshold=threshold)[0].found is None
+
+
+def test_a_damaged_calibration_stops_the_loading(calibrated, tmp_path):
+    calibrated(Calibration((0.0,) * 6))
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace('"inside"', '"outside"'))
+    with pytest.raises(RefsegError, match=r"calibration in config.json is unusable .* refseg calibrate"):
+        load(tmp_path / "model", device="cpu")
+
+
+def test_word_attention_goes_by_the_words_that_are_read(segmenter, monkeypatch):
+    encoded = segmenter.encode(PHOTO)
+    found = segmenter.word_attention(encoded, "The zebra, left")
+    assert [word for word, _ in found] == ["the", "zebra", "left"]
+    assert all(shares.shape == (4, 4) and shares.min() > 0 for _, shares in found)
+    assert (sum(shares for _, shares in found) < 1).all()
+    assert [word for word, _ in segmenter.word_attention(encoded, "?!")] == [""]
+    monkeypatch.setitem(segmenter.model._modules, "fusion", ConcatFusion(16))
+    with pytest.raises(RefsegError, match="fusion: sfm"):
+        segmenter.word_attention(encoded, "the dog")
+
+
+def test_the_form_that_computes_answers_as_the_plain_one(segmenter):
+    plain = Segmenter(segmenter.model, segmenter.tokenizer, network=segmenter.model)
+    assert segmenter.network is not segmenter.model
+    expected = plain.mask_logits(plain.encode(PHOTO), EXPRESSIONS)
+    torch.testing.assert_close(
+        segmenter.mask_logits(segmenter.encode(PHOTO), EXPRESSIONS), expected, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_bfloat16_stays_near(segmenter, tiny_model):
+    other = load(tiny_model, device="cpu", precision="bfloat16")
+    expected = segmenter.mask_logits(segmenter.encode(PHOTO), EXPRESSIONS)
+    found = other.mask_logits(other.encode(PHOTO), EXPRESSIONS)
+    assert found.dtype == torch.float32 and not torch.equal(found, expected)
+    assert float((found - expected).abs().mean()) < 0.1 * float(expected.std())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "cure"),
+    [
+        ({"engine": "onnx"}, "one of: torch, openvino"),
+        ({"precision": "float16"}, "float32 and bfloat16"),
+        ({"precision": "int8"}, "openvino also int8"),
+        ({"engine": "openvino", "device": "cuda"}, "leave device out|no usable device"),
+    ],
+)
+def test_an_engine_that_is_not_there(tiny_model, wrong, cure):
+    with pytest.raises(RefsegError, match=cure):
+        load(tiny_model, **wrong)

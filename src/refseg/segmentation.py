@@ -44,14 +44,16 @@ class Segmentation:
     mask: Mask
     """(H, W) bool, H×W as displayed; True at the referent."""
     score: float
-    """Mean probability inside the mask, 0..1; 0 where the mask is empty. Not calibrated: it ranks answers,
-    but 0.8 does not mean right in four of five cases."""
+    """The IoU to expect, 0..1, if the referent is in the photograph; 0 where the mask is empty. From a checkpoint
+    without calibration it is the mean probability inside the mask, which ranks answers and means no more."""
     photo: Image.Image
     """The photograph as displayed, W×H RGB; shared by all answers about it, not copied."""
     unknown_words: tuple[str, ...] = ()
     """Words of the expression that the model has never seen."""
     truncated: bool = False
     """Whether the expression was longer than the model reads."""
+    found: bool | None = None
+    """Whether the referent is in the photograph at all; None where the checkpoint does not say."""
 
     def __post_init__(self) -> None:
         size = (self.photo.height, self.photo.width)
@@ -88,6 +90,7 @@ class Segmentation:
         return {
             "expression": self.expression,
             "score": round(self.score, 4),
+            "found": self.found,
             "box": self.box and list(self.box),
             "size": list(self.mask.shape),
             "rle": self.to_rle(),
@@ -179,7 +182,7 @@ def _with_legend(picture: Image.Image, segmentations: Sequence[Segmentation]) ->
     width = max(picture.width, _LEGIBLE // 2)
     unit = max(16, round(sum(picture.size) / 84))  # the text's size; gaps are in proportion
     font = ImageFont.load_default(unit)
-    texts = [f"{s.score:.2f}" if s.box else "not found" for s in segmentations]
+    texts = ["not found" if not s.box else f"{s.score:.2f}{'?' if s.found is False else ''}" for s in segmentations]
     score_width = max((font.getlength(text) for text in texts), default=0)
     left, right = round(2.4 * unit), width - unit
     rows = [_wrap(s.expression, font, right - left - score_width - unit) for s in segmentations]

@@ -10,25 +10,42 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import overload
+from typing import Protocol, overload
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
+from refseg.calibration import Calibration, Verdict
 from refseg.data.transforms import to_photograph, to_square
 from refseg.errors import RefsegError
+from refseg.model.fusion import SFM, word_attention
 from refseg.model.shnet import SHNet, SHNetConfig
 from refseg.photo import PhotoSource, read_photo
 from refseg.segmentation import Segmentation
-from refseg.words import Tokens, WordTokenizer
+from refseg.words import UNKNOWN, Tokens, WordTokenizer
 
 MAX_CHARACTERS = 1000
 """The longest expression that is accepted; the model reads far less of it."""
 
+ENGINES = ("torch", "openvino")
+PRECISIONS = ("float32", "bfloat16", "int8")
+
 _SHIPPED = Path(__file__).parent / "weights"
 _FILES = ("config.json", "model.safetensors", "tokenizer.json")
+
+
+class Network(Protocol):
+    """What computes: an `SHNet`, its inference form, or another engine's."""
+
+    def encode(self, images: Tensor, /) -> tuple[Tensor, ...]:
+        """images (1, 3, S, S) in 0..1 → what serves any number of expressions; first the three levels."""
+
+    def __call__(self, ids: Tensor, mask: Tensor, *, levels: tuple[Tensor, ...]) -> Tensor:
+        """Mask logits (B, 1, 4h, 4w) of expressions ids (B, T), mask (B, T)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +55,7 @@ class EncodedPhoto:
     photo: Image.Image
     """As displayed, W×H RGB."""
     levels: tuple[Tensor, ...]
-    """Three feature maps, each (1, C, h, w)."""
+    """Three feature maps, each (1, C, h, w), and what else the network's form computes ahead of the words."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -50,13 +67,23 @@ class Segmenter:
     """Finds in photographs what expressions describe. `load` makes one."""
 
     def __init__(
-        self, model: SHNet, tokenizer: WordTokenizer, device: str = "cpu", threshold: float | None = None
+        self,
+        model: SHNet,
+        tokenizer: WordTokenizer,
+        device: str = "cpu",
+        threshold: float | None = None,
+        network: Network | None = None,
     ) -> None:
-        """`threshold`: the probability above which a pixel belongs to the mask; None takes the model's own."""
+        """`threshold`: the probability above which a pixel belongs to the mask; None takes the model's own.
+
+        `network`: the form of the model that computes; None takes the one that `SHNet.optimize` chooses.
+        """
         self.threshold = _check_threshold(model.config.threshold if threshold is None else threshold)
         self.device = torch.device(device)
         self.model = model.eval().to(self.device)
+        self.network = network or self.model.optimize()
         self.tokenizer = tokenizer
+        self.calibration = Calibration.from_dict(model.config.calibration)
 
     @property
     def image_size(self) -> int:
@@ -82,7 +109,7 @@ class Segmenter:
         """Reads a photograph and computes its levels, the expensive half of an answer."""
         displayed = read_photo(photo)
         square = to_square(displayed, self.image_size).to(self.device)  # (3, S, S)
-        return EncodedPhoto(displayed, tuple(self.model.encode(square[None])))
+        return EncodedPhoto(displayed, self.network.encode(square[None]))
 
     @torch.inference_mode()
     def segment(
@@ -95,7 +122,7 @@ class Segmenter:
     ) -> list[Segmentation]:
         """Answers in the order of the expressions; an answer does not depend on the others in its batch.
 
-        `threshold` overrides the segmenter's own for this call.
+        `threshold` overrides the segmenter's own for this call; scores are calibrated for the checkpoint's.
         """
         if not isinstance(encoded, EncodedPhoto):
             raise RefsegError("segment takes an encoded photograph; give segmenter.encode(photo)")
@@ -113,9 +140,27 @@ class Segmenter:
         """What the network says before anything is decided: (E, 1, 4h, 4w) float32 over the square input."""
         return self._mask_logits(encoded, self.tokenizer(_clean_all(expressions)))
 
+    @torch.inference_mode()
+    def word_attention(self, encoded: EncodedPhoto, expression: str) -> list[tuple[str, npt.NDArray[np.float32]]]:
+        """Each word that is read, and how much every place attends to it: (h, w) over the square input, 0..1.
+
+        The mean over the levels of `refseg.model.fusion.word_attention`. Raises RefsegError if the model has no SFM.
+        """
+        fusion = self.model.fusion
+        if not isinstance(fusion, SFM):
+            raise RefsegError("this model fuses without attention; load one whose config says fusion: sfm")
+        tokens = self.tokenizer([clean_expression(expression)])
+        mask = tokens.mask.to(self.device)
+        words = self.model.text_encoder(tokens.ids.to(self.device), mask)
+        maps = torch.stack([word_attention(fusion, level, words, mask)[0] for level in encoded.levels[:3]]).mean(dim=0)
+        unknown = iter(tokens.unknown[0])
+        known = [self.tokenizer.tokenizer.id_to_token(number) or "" for number in tokens.ids[0].tolist()]
+        read = [next(unknown, "") if word == UNKNOWN else word for word in known]
+        return list(zip(read, maps.cpu().numpy(), strict=True))
+
     def _mask_logits(self, encoded: EncodedPhoto, tokens: Tokens) -> Tensor:
         ids, mask = tokens.ids.to(self.device), tokens.mask.to(self.device)
-        return self.model(ids=ids, mask=mask, levels=encoded.levels).float()
+        return self.network(ids, mask, levels=encoded.levels).float()
 
     def _segment_batch(self, encoded: EncodedPhoto, expressions: list[str], threshold: float) -> list[Segmentation]:
         tokens = self.tokenizer(expressions)
@@ -125,30 +170,55 @@ class Segmenter:
             # One at a time: at the size of a large photograph a whole batch would not fit into memory.
             probability = to_photograph(mask_logits[number : number + 1], encoded.size)[0]  # (H, W)
             mask = probability > threshold
-            score = float(probability[mask].mean()) if mask.any() else 0.0
+            words, unknown = int(tokens.mask[number].sum()), tokens.unknown[number]
+            if not mask.any():
+                verdict = Verdict(0.0, False if self.calibration and self.calibration.found else None)
+            elif self.calibration:
+                verdict = self.calibration.judge(mask_logits[number], threshold, len(unknown), words)
+            else:
+                verdict = Verdict(min(float(probability[mask].mean()), 1.0), None)
             answers.append(
                 Segmentation(
                     expression=expression,
                     mask=mask.cpu().numpy(),
-                    score=min(score, 1.0),
+                    score=verdict.score,
                     photo=encoded.photo,
-                    unknown_words=tokens.unknown[number],
+                    unknown_words=unknown,
                     truncated=tokens.truncated[number],
+                    found=verdict.found,
                 )
             )
         return answers
 
 
 def load(
-    model: str | PathLike[str] | None = None, *, device: str = "auto", threshold: float | None = None
+    model: str | PathLike[str] | None = None,
+    *,
+    device: str = "auto",
+    threshold: float | None = None,
+    engine: str = "torch",
+    precision: str = "float32",
+    calibrate_on: Sequence[PhotoSource] = (),
 ) -> Segmenter:
     """A segmenter from the shipped model (None), a checkpoint's folder, or a Hugging Face hub id "org/name".
 
     A hub model that is in the local cache is used without the network. `device` is "auto" (CUDA, else MPS,
-    else CPU), "cpu", "cuda", "cuda:1" or "mps". `threshold` overrides the model's own. Raises RefsegError if
-    the checkpoint is incomplete, damaged or not an SHNet, or if the device is not there.
+    else CPU), "cpu", "cuda", "cuda:1" or "mps". `threshold` overrides the model's own.
+
+    `engine` "openvino" computes on the CPU by OpenVINO. `precision` "bfloat16" suits hardware that computes in it;
+    "int8", for OpenVINO alone, takes its ranges from the photographs `calibrate_on`, 30 or more. docs/speed.md says
+    what each gains and loses. Raises RefsegError if the checkpoint is incomplete, damaged or not an SHNet, or if the
+    device or the engine is not there.
     """
-    chosen = _choose_device(device)
+    if engine not in ENGINES:
+        raise RefsegError(f"unknown engine {engine!r}; one of: {', '.join(ENGINES)}")
+    if precision not in PRECISIONS or (precision == "int8" and engine != "openvino"):
+        raise RefsegError(
+            f"{engine} does not compute in {precision!r}; float32 and bfloat16 it does, openvino also int8"
+        )
+    chosen = "cpu" if engine == "openvino" and device == "auto" else _choose_device(device)
+    if engine == "openvino" and chosen != "cpu":
+        raise RefsegError(f"the engine openvino computes on the CPU, not on {chosen}; leave device out")
     folder = _SHIPPED if model is None else _find_folder(model)
     for name in _FILES:
         if not (folder / name).is_file():
@@ -161,7 +231,39 @@ def load(
             f"{folder} mixes two models: {len(tokenizer)} words in tokenizer.json and "
             f"{network.config.vocabulary} in config.json; copy one whole checkpoint"
         )
-    return Segmenter(network, tokenizer, chosen, threshold)
+    form: Network | None = None
+    if engine == "openvino":
+        from refseg.openvino_engine import OpenVINONetwork
+
+        examples = _examples(calibrate_on, tokenizer, network.config.image_size) if precision == "int8" else []
+        form = OpenVINONetwork(network.eval(), precision, examples)
+    elif precision == "bfloat16":
+        form = _Bfloat16(network.eval().to(chosen), chosen)
+    return Segmenter(network, tokenizer, chosen, threshold, form)
+
+
+class _Bfloat16:
+    """The plain form under PyTorch's autocast."""
+
+    def __init__(self, model: SHNet, device: str) -> None:
+        self.model, self.device = model, torch.device(device).type
+
+    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        with torch.autocast(self.device, torch.bfloat16):
+            return self.model.encode(images)
+
+    def __call__(self, ids: Tensor, mask: Tensor, *, levels: tuple[Tensor, ...]) -> Tensor:
+        with torch.autocast(self.device, torch.bfloat16):
+            return self.model(ids, mask, levels=levels)
+
+
+def _examples(photos: Sequence[PhotoSource], tokenizer: WordTokenizer, side: int) -> list[tuple[Tensor, Tensor]]:
+    """Each photograph's square (1, 3, S, S) with ids (1, T) of "the" and one of the vocabulary's frequent words."""
+    words = sorted(tokenizer.vocabulary, key=tokenizer.vocabulary.__getitem__)[2:202]
+    return [
+        (to_square(read_photo(photo), side)[None], tokenizer([f"the {words[number % len(words)]}"]).ids)
+        for number, photo in enumerate(photos)
+    ]
 
 
 def clean_expression(expression: object) -> str:

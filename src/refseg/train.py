@@ -88,7 +88,8 @@ def new_model(recipe: Recipe, tokenizer: WordTokenizer, sentences: Sequence[str]
 
 def continued_model(recipe: Recipe, tokenizer: WordTokenizer, started: SHNet) -> SHNet:
     """A trained network with room for the tokenizer's new words, which start as the unknown word does."""
-    settings = started.config.to_dict() | recipe.model | {"vocabulary": len(tokenizer)}
+    changes = {"vocabulary": len(tokenizer), "calibration": None}  # another network's score means something else
+    settings = started.config.to_dict() | recipe.model | changes
     model = SHNet(SHNetConfig(**settings))
     state = started.state_dict()
     words = "text_encoder.embedding.weight"

@@ -1,8 +1,10 @@
 import json
+import pickle
 import shutil
 from pathlib import Path
 
 import pytest
+from copies import jpeg, photo_name, publish, refs, write_published
 
 from refseg.data import scenes, sources
 from refseg.data.table import Row, by_photograph, write_table
@@ -114,7 +116,7 @@ def test_scenes_that_cannot_be_meant(spec, cache):
     assert not cache.exists()
 
 
-@pytest.mark.parametrize("spec", ["", "refcoco", "photos/", "table.csv", "missing.jsonl", "missing.json"])
+@pytest.mark.parametrize("spec", ["", "photos/", "table.csv", "missing.jsonl", "missing.json"])
 def test_what_is_no_data_is_told_what_is(spec, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RefsegError, match=r"\.jsonl.*\.json.*scenes:COUNT"):
@@ -134,6 +136,89 @@ def test_annotations_without_segments(tmp_path):
     path.write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(RefsegError):
         sources.load_rows(str(path))
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A copy of UNC under $REFSEG_DATA."""
+    write_published(tmp_path / "datasets")
+    monkeypatch.setenv("REFSEG_DATA", str(tmp_path / "datasets"))
+    return tmp_path / "datasets"
+
+
+def test_a_published_split(root, monkeypatch, caplog):
+    publish(monkeypatch)
+    rows = sources.load_rows("unc:val")
+    assert [row.expression for row in rows] == ["left man 3", "the person on the left 3"]
+    assert rows == sources.load_rows("refcoco:val")
+    assert not caplog.records
+
+
+def test_every_name_of_the_datasets(root, monkeypatch):
+    write_published(root, "refcoco+")
+    write_published(root, "refcocog", "umd")
+    write_published(root, "refcocog", "google")
+    for spec, expected in {
+        "unc:testA": 2,
+        "unc+:testB": 2,
+        "gref-umd:test": 4,
+        "gref-google:val": 4,
+        "gref:val": 4,
+    }.items():
+        assert len(sources.load_rows(spec)) == expected
+
+
+def test_what_is_left_out_of_a_split_is_logged(root, caplog):
+    for name in (100, 101):
+        (root / "images/mscoco/images/train2014" / photo_name(name)).write_bytes(jpeg((9, 9)))
+    assert len(sources.load_rows("unc:train")) == 2
+    messages = [record.getMessage() for record in caplog.records]
+    assert any("has 6 expressions and the published split 120624" in message for message in messages)
+    assert any("4 expressions skipped, mask of another size than the photograph" in message for message in messages)
+
+
+def test_a_copy_that_mixes_partitions_is_refused(root, monkeypatch):
+    publish(monkeypatch)
+    (root / "refcoco/refs(unc).p").write_bytes(pickle.dumps([ref | {"split": "val"} for ref in refs()]))
+    with pytest.raises(RefsegError, match="unc:val has 6 referents and the published split 1; this copy mixes"):
+        sources.load_rows("unc:val")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("unc", "several splits; write unc:"),
+        ("refcoco", "several splits; write unc:"),
+        ("unc:", "several splits; write unc:"),
+        ("unc:dev", "no split 'dev'; one of: train, val, testA, testB"),
+        ("gref-google:test", "no split 'test'; one of: train, val"),
+        ("referit:val", r"holds no copy of ReferIt"),
+        ("coco:val", r"names no data; .*unc:val"),
+        ("unc++:val", r"names no data; .*unc\+"),
+    ],
+)
+def test_datasets_and_splits_that_there_are_not(root, spec, message):
+    with pytest.raises(RefsegError, match=message):
+        sources.load_rows(spec)
+
+
+def test_wrong_roots(root, tmp_path, monkeypatch):
+    (root / "images").rename(root / "elsewhere")
+    with pytest.raises(RefsegError, match=r"nothing of unc:val .* photograph missing.* refseg data verify unc"):
+        sources.load_rows("unc:val")
+    monkeypatch.setenv("REFSEG_DATA", str(tmp_path / "absent"))
+    with pytest.raises(RefsegError, match="there is no folder"):
+        sources.load_rows("unc:val")
+    monkeypatch.delenv("REFSEG_DATA")
+    with pytest.raises(RefsegError, match="set REFSEG_DATA"):
+        sources.load_rows("unc:val")
+
+
+def test_a_table_may_be_called_like_a_dataset(tmp_path, monkeypatch, root):
+    monkeypatch.chdir(tmp_path)
+    row = Row(Path("a.png"), 1, 2, 2, "the hat", "04", split="val")
+    write_table(Path("unc.jsonl"), [row])
+    assert sources.load_rows("unc.jsonl") == [row]
 
 
 @pytest.mark.data

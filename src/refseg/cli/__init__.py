@@ -5,7 +5,6 @@ What is heavy (torch, transformers) is imported inside the commands, so that hel
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -17,8 +16,12 @@ from typing import Annotated
 import typer
 
 from refseg.cli.arguments import split_overrides
+from refseg.cli.benchmarking import bench
+from refseg.cli.datasets import audit, prepare, verify
 from refseg.cli.files import ensure_writable
+from refseg.cli.scoring import calibrate, evaluate, report, score
 from refseg.cli.segmenting import SHIPPED, describe, load_model, segment
+from refseg.cli.serving import serve
 from refseg.errors import RefsegError
 
 app = typer.Typer(
@@ -28,8 +31,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-data = typer.Typer(no_args_is_help=True, help="Makes photographs and expressions to train on.")
+data = typer.Typer(
+    no_args_is_help=True, help="Makes expressions and scenes to train on, and reads the published datasets."
+)
 app.command(no_args_is_help=True)(segment)
+app.command(no_args_is_help=True)(evaluate)
+app.command(no_args_is_help=True)(score)
+app.command(no_args_is_help=True)(report)
+app.command(no_args_is_help=True)(calibrate)
+app.command()(serve)
+app.command()(bench)
+data.command(no_args_is_help=True)(prepare)
+data.command(no_args_is_help=True)(verify)
+data.command(no_args_is_help=True)(audit)
 app.add_typer(data, name="data")
 
 
@@ -101,38 +115,6 @@ def train(
     output = run(Path(recipes[0]), overrides, resume)
     if os.environ.get("RANK", "0") == "0":  # torchrun starts this command once per process
         typer.echo(output)
-
-
-@app.command(no_args_is_help=True)
-def evaluate(
-    model: Annotated[str, typer.Argument(help="A model's folder or hub id; 'shipped' is the one inside refseg.")],
-    data: Annotated[
-        list[str],
-        typer.Option(help="A table.jsonl, a COCO-format instances.json, or scenes:COUNT; may be repeated."),
-    ],
-    out: Annotated[Path | None, typer.Option(help="Write the whole report as JSON, for example report.json.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON and nothing else.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
-) -> None:
-    """Scores a model: overall and mean IoU under a named protocol, in all and per kind of expression.
-
-    \b
-    refseg evaluate shipped --data scenes:100
-    refseg evaluate runs/photos --data photos/val/instances.json --data table.jsonl --out report.json
-    """
-    from refseg.data.sources import load_rows
-    from refseg.evaluate import evaluate as score
-
-    if out is not None:
-        ensure_writable(out.parent)
-    rows = [row for spec in data for row in load_rows(spec)]
-    report = score(load_model(model, device), rows, model=model, data=" ".join(data))
-    record = json.dumps(report.to_dict(), indent=2)
-    if out is not None:
-        out.write_text(record + "\n", encoding="utf-8")
-    typer.echo(record if as_json else report.to_text())
-    if report.skipped:
-        raise typer.Exit(1)
 
 
 @data.command(no_args_is_help=True)

@@ -134,6 +134,8 @@ def describe(photo: Path, result: Segmentation, path: Path | None) -> str:
     share = float(result.mask.mean())
     parts = [f"{path or photo}", f"score {result.score:.2f}"]
     parts.append(f"{share:.1%} of the photograph" if share else f'found nothing for "{_shown(result.expression)}"')
+    if share and result.found is False:
+        parts.append("perhaps not in the photograph")
     if result.unknown_words:
         parts.append("does not know " + ", ".join(f"'{_shown(word)}'" for word in result.unknown_words))
     if result.truncated:

@@ -1,18 +1,26 @@
-"""Where rows come from: one string names a table, annotated photographs, or rendered scenes."""
+"""Where rows come from: one string names a table, annotated photographs, a published dataset, or rendered scenes."""
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 from refseg.data import scenes
+from refseg.data.audit import count, skip_lines
+from refseg.data.published import DATASETS, Dataset, find_dataset
+from refseg.data.refer import read_refer
+from refseg.data.referents import Copy, make_rows
+from refseg.data.referit import read_referit
 from refseg.data.table import Row, read_table
 from refseg.data.templates import generate
 from refseg.errors import RefsegError
 
+_log = logging.getLogger(__name__)
+
 _ACCEPTED = (
     "give a table NAME.jsonl, COCO-format annotations NAME.json with the photographs in images/ beside it, "
-    "or scenes:COUNT or scenes:COUNT:SEED"
+    f"DATASET:SPLIT such as unc:val (DATASET is one of {', '.join(DATASETS)}), or scenes:COUNT or scenes:COUNT:SEED"
 )
 
 
@@ -23,10 +31,15 @@ def load_rows(spec: str, *, per_photo: int = 40, seed: int = 0) -> list[Row]:
     for `scenes:COUNT[:SEED]` at most `per_photo` expressions of each photograph are generated with `seed`;
     their split is the last two folders' names ("photos-coco/val") or "scenes". Scenes are rendered once into
     `$REFSEG_CACHE` or, where that is not set, the user's cache folder; SEED is 0 unless given.
+    `unc:val`, `unc+:testA`, `gref-umd:test`, `gref-google:val`, `referit:test` and the like are the published
+    splits, from the copy under `$REFSEG_DATA`; what of them cannot be used is logged.
     Raises RefsegError if `spec` is none of these, a file is missing, or no expression results.
     """
+    name, _, split = spec.partition(":")
     if spec.startswith("scenes:"):
         rows = list(generate(_scenes(spec), seed=seed, per_photo=per_photo, split="scenes"))
+    elif Path(spec).suffix not in (".jsonl", ".json") and _is_dataset(name):
+        rows = _published(find_dataset(name), split)
     else:
         path = Path(spec).expanduser()
         if path.suffix not in (".jsonl", ".json"):
@@ -36,6 +49,72 @@ def load_rows(spec: str, *, per_photo: int = 40, seed: int = 0) -> list[Row]:
         rows = read_table(path) if path.suffix == ".jsonl" else _generated(path, per_photo, seed)
     if not rows:
         raise RefsegError(f"{spec} yields no expressions; it needs photographs with annotated segments")
+    return rows
+
+
+def read_dataset(dataset: Dataset, root: Path, unpack: Path | None = None) -> Copy:
+    """The copy of a published dataset under `root`; `unpack` is a folder for photographs that a copy embeds.
+
+    Raises RefsegError if there is no copy, half a copy, or a damaged one.
+    """
+    read = read_referit if dataset.name == "referit" else read_refer
+    return read(dataset, root.expanduser(), unpack)
+
+
+def check_partition(copy: Copy, split: str) -> None:
+    """Warns if a split is not as large as the published one. Raises RefsegError if it is larger.
+
+    More referents than were published are those of another partition, and its test photographs may be among
+    this one's training photographs.
+    """
+    found, published = count(copy.of(split)), copy.dataset.splits[split]
+    name = f"{copy.dataset.name}:{split}"
+    if found.referents > published.referents:
+        raise RefsegError(
+            f"{copy.form}: {name} has {found.referents:,} referents and the published split {published.referents:,}; "
+            "this copy mixes partitions, use another"
+        )
+    if found != published:
+        _log.warning(
+            "%s has %d expressions and the published split %d; `refseg data verify` says what is missing",
+            name, found.expressions, published.expressions,
+        )  # fmt: skip
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: `$REFSEG_CACHE` or the user's cache folder."""
+    if chosen := os.environ.get("REFSEG_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "refseg"
+
+
+def _is_dataset(name: str) -> bool:
+    try:
+        find_dataset(name)
+    except RefsegError:
+        return False
+    return True
+
+
+def _published(dataset: Dataset, split: str) -> list[Row]:
+    if not split:
+        raise RefsegError(f"{dataset.name} has several splits; write {dataset.name}:{[*dataset.splits][-1]} or another")
+    dataset.check_split(split)
+    root = os.environ.get("REFSEG_DATA")
+    if not root:
+        raise RefsegError(f"{dataset.name}:{split} needs to know where your copy is; set REFSEG_DATA to its folder")
+    copy = read_dataset(dataset, Path(root), cache_folder() / "photographs")
+    check_partition(copy, split)
+    rows, skips = make_rows(copy, split)
+    lines = skip_lines(skips)
+    for line in lines:
+        _log.warning("%s:%s: %s", dataset.name, split, line)
+    if not rows:
+        raise RefsegError(
+            f"nothing of {dataset.name}:{split} under {root} can be used ({lines[0] if lines else 'it is empty'}); "
+            f"see: refseg data verify {dataset.name} --root {root}"
+        )
     return rows
 
 
@@ -52,7 +131,7 @@ def _scenes(spec: str) -> Path:
     if len(numbers) > 2 or not all(number.isdecimal() for number in numbers) or int(numbers[0]) == 0:
         raise RefsegError(f"{spec!r} is not scenes:COUNT or scenes:COUNT:SEED; write for example scenes:2000:1")
     count, seed = int(numbers[0]), int(numbers[1]) if len(numbers) == 2 else 0
-    folder = _cache() / f"scenes-v{scenes.VERSION}-{count}-{seed}"
+    folder = cache_folder() / f"scenes-v{scenes.VERSION}-{count}-{seed}"
     instances = folder / "instances.json"
     if not instances.is_file():
         try:
@@ -62,10 +141,3 @@ def _scenes(spec: str) -> Path:
             if not instances.is_file():
                 raise
     return instances
-
-
-def _cache() -> Path:
-    if chosen := os.environ.get("REFSEG_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "refseg"
