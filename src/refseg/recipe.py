@@ -53,7 +53,7 @@ class Phase:
     side: int | None = None
     """Side of the network input where it differs from the model's; the grid shrinks with it."""
     kinds: list[str] = field(default_factory=list)
-    """Kinds of expressions that are shown, each as often as the others; without any, all as they come."""
+    """Kinds of expressions for the alignment loss, each as often as the others; without any, all as they come."""
 
 
 @dataclass(frozen=True)

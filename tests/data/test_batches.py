@@ -222,18 +222,27 @@ def test_collated_batch(dataset):
     assert (dropped["ids"] == torch.where(batch["mask"], tokenizer.unknown_id, 0)).all()
 
 
-@given(st.lists(st.sampled_from(["category", "colour", "position"])), st.sets(st.sampled_from(["category", "colour"])))
-def test_wanted_kinds_take_turns(kinds, wanted):
-    rows = [make_kind(kind, number) for number, kind in enumerate(kinds)]
-    drawn = draw(rows, sorted(wanted))
-    fitting = [row for row in rows if row.kind in wanted]
-    assert sorted(row.expression for row in drawn) == sorted(row.expression for row in fitting or rows)
-    for end in range(len(drawn) + 1 if fitting else 0):
-        counts = {kind: sum(row.kind == kind for row in drawn[:end]) for kind in wanted}
-        left = {kind: sum(row.kind == kind for row in drawn[end:]) for kind in wanted}
+@given(
+    kinds=st.lists(st.sampled_from(["category", "colour", "position"]), min_size=1),
+    wanted=st.sets(st.sampled_from(["category", "colour"])),
+    expressions=st.integers(0, 3),
+    aligned=st.integers(0, 6),
+)
+def test_the_network_is_asked_anything_and_the_alignment_its_kinds_in_turn(kinds, wanted, expressions, aligned):
+    rows = [
+        Row(image=Path("a.png"), image_id=1, expression=str(number), counts="", height=1, width=1, kind=kind)
+        for number, kind in enumerate(kinds)
+    ]
+    drawn = draw(rows, Phase(1, 1, expressions, aligned, kinds=sorted(wanted)))
+    assert drawn[:expressions] == rows[:expressions] or not expressions
+    for_alignment = drawn[expressions:]
+    fitting = [row for row in rows[expressions:] if row.kind in wanted or not wanted]
+    if expressions or (fitting and aligned):
+        assert len(for_alignment) == min(max(0, aligned - expressions), len(fitting))
+    else:
+        assert drawn == rows[:1]
+    if wanted and fitting and aligned:
+        counts = {kind: sum(row.kind == kind for row in for_alignment) for kind in wanted}
+        left = {kind: sum(row.kind == kind for row in fitting) - counts[kind] for kind in wanted}
         # A kind is shown less often than another only when it has no more to show.
         assert all(counts[one] >= counts[other] - 1 or not left[one] for one in wanted for other in wanted)
-
-
-def make_kind(kind, number):
-    return Row(image=Path("a.png"), image_id=1, expression=str(number), counts="", height=1, width=1, kind=kind)

@@ -106,8 +106,7 @@ class PhotoDataset(Dataset[Sample]):
             rows = [row for row in rows if row.kind in CROP_PROOF] or rows
             box = box if rows[0].kind in CROP_PROOF else None
         mirrored = bool(rng.random() < self.recipe.mirror)
-        wanted = max(phase.aligned, phase.expressions, 1)
-        drawn = draw([rows[i] for i in rng.permutation(len(rows))], phase.kinds)[:wanted]
+        drawn = draw([rows[i] for i in rng.permutation(len(rows))], phase)
         targets = self._targets(drawn, box, mirrored, cells)
         if box is not None:
             seen = [i for i, target in enumerate(targets) if target.sum() > 0]
@@ -157,15 +156,22 @@ class PhotoDataset(Dataset[Sample]):
         return [made[row.counts] for row in rows]
 
 
-def draw(rows: list[Row], kinds: Sequence[str]) -> list[Row]:
-    """The rows of the wanted kinds in turn, the first of each kind, then the second, …; all rows where none is."""
-    fitting = [row for row in rows if row.kind in kinds]
+def draw(rows: list[Row], phase: Phase) -> list[Row]:
+    """The first rows, for the whole network, and those for the alignment loss behind them."""
+    answered, rest = rows[: phase.expressions], rows[phase.expressions :]
+    if phase.kinds:
+        rest = take_turns([row for row in rest if row.kind in phase.kinds])
+    return (answered + rest)[: max(phase.aligned, phase.expressions)] or rows[:1]
+
+
+def take_turns(rows: list[Row]) -> list[Row]:
+    """The first row of each kind, then the second of each, and so on."""
     seen: Counter[str] = Counter()
     turns = []
-    for row in fitting:
+    for row in rows:
         turns.append(seen[row.kind])
         seen[row.kind] += 1
-    return [row for _, row in sorted(zip(turns, fitting, strict=True), key=lambda pair: pair[0])] or rows
+    return [row for _, row in sorted(zip(turns, rows, strict=True), key=lambda pair: pair[0])]
 
 
 class Collate:

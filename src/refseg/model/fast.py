@@ -104,9 +104,8 @@ class FastSFM(nn.Module):
         _, c, h, w = levels[0].shape
         pixels = self.norm(torch.stack([level.flatten(2).transpose(1, 2) for level in levels], dim=1))
         query, key, value = self._project(pixels, pixels_position(h, w, c, pixels))
-        scores = query @ key.transpose(-1, -2)
-        weight = scores.logsumexp(dim=-1, keepdim=True)
-        return pixels, query, key, value, scores.sub_(weight).exp_() @ value, weight
+        met, weight = _attend(query, key, value)
+        return pixels, query, key, value, met, weight
 
     def forward(self, ahead: Ahead, words: Tensor) -> tuple[Tensor, Tensor]:
         """One photograph, one expression's words (T, C) → pixels (3, h, w, C) and words (3, T, C)."""
@@ -142,6 +141,16 @@ class FastSFM(nn.Module):
     def _project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = self.first.project(x, position if self.position else position.new_zeros(1))
         return query * query.shape[-1] ** -0.5, key, value
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention (I, 3, heads, N, C/heads) of scaled queries, and the logarithm of its sums of exponentials (…, N, 1).
+
+    The kernel behind scaled_dot_product_attention knows both; PyTorch's public function keeps the second to itself.
+    """
+    flat = (part.flatten(0, 1) for part in (query, key, value))
+    met, weight = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*flat, scale=1.0)
+    return met.unflatten(0, query.shape[:2]), weight.reshape(*query.shape[:-1], 1)
 
 
 class FastHCAM(nn.Module):

@@ -128,7 +128,7 @@ class SHNetConfig(PretrainedConfig):
             "fusion_heads": 8,
             "fusion_ffn": 512,
             "aspp_rates": (6, 12, 24),
-            "decoder_widths": (256, 256, 256),
+            "decoder_widths": (256, 128, 64),
             "dropout": 0.2,
         }
         return cls(**{**settings, **changes})
