@@ -156,6 +156,38 @@ def inference(rounds: int, engines: Sequence[str] = ("torch",)) -> list[Line]:
     return measure("inference", cases, rounds)
 
 
+@torch.inference_mode()
+def stages(rounds: int) -> list[Line]:
+    """Each box of the paper's network for one expression, plain and fast; the released decoder's widths."""
+    plain: Any = plain_form(paper_network(decoder_widths=RELEASED_WIDTHS))
+    fast: Any = plain.optimize()
+    image, (ids, mask) = torch.rand(1, 3, 320, 320), sentences(1)
+    words = plain.text_encoder(ids, mask)
+    levels, ahead = plain.encode(image), fast.encode(image)
+    fused = [plain.fusion(level, words, mask) for level in levels]
+    own = type(ahead)(*(part[0] for part in ahead))
+    met = fast.fusion(own, words[0])
+    joint, last = plain.aggregation(fused, mask), fast.aggregation(*met)
+    pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+        "image encoder, and SFM's first layer ahead of the words": (
+            partial(plain.encode, image),
+            partial(fast.encode, image),
+        ),
+        "text encoder": (partial(plain.text_encoder, ids, mask), partial(fast.text_encoder, ids, mask)),
+        "SFM": (
+            lambda: [plain.fusion(level, words, mask) for level in levels],
+            partial(fast.fusion, own, words[0]),
+        ),
+        "HCAM": (partial(plain.aggregation, fused, mask), partial(fast.aggregation, *met)),
+        "decoder": (partial(plain.decoder, joint), partial(fast.decoder, last)),
+    }
+    return [
+        line
+        for stage, (one, other) in pairs.items()
+        for line in measure(f"stage: {stage}", {"plain": Case(one), "fast": Case(other)}, rounds)
+    ]
+
+
 def _first(network: Network, image: Tensor) -> Tensor:
     return network(*sentences(1), levels=network.encode(image))
 

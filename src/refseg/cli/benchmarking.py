@@ -18,6 +18,7 @@ class Table(StrEnum):
     """What can be measured."""
 
     INFERENCE = "inference"
+    STAGES = "stages"
     TRAINING = "training"
     GROWTH = "growth"
 
@@ -54,6 +55,9 @@ def bench(
         elif name is Table.TRAINING:
             lines = measuring.training(rounds)
             _show(lines)
+        elif name is Table.STAGES:
+            lines = measuring.stages(rounds)
+            _show(lines)
         else:
             lines = measuring.inference(rounds, ("torch", "openvino") if openvino else ("torch",))
             _show(lines)
@@ -63,12 +67,13 @@ def bench(
 
 
 def _show(lines: list[Line]) -> None:
-    width = max(len(line.case) for line in lines)
+    names = [f"{line.table}: {line.case}" for line in lines]
+    width = max(map(len, names))
     typer.echo(f"{'':<{width}}{'ms':>10}{'times as fast':>15}{'GFLOP':>9}{'of peak':>9}")
-    for line in lines:
+    for name, line in zip(names, lines, strict=True):
         gflop = "" if line.gflop is None else f"{line.gflop:.2f}"
         share = "" if line.peak_share is None else f"{line.peak_share:.0%}"
-        typer.echo(f"{line.case:<{width}}{1000 * line.seconds:>10.1f}{line.ratio:>15.2f}{gflop:>9}{share:>9}")
+        typer.echo(f"{name:<{width}}{1000 * line.seconds:>10.1f}{line.ratio:>15.2f}{gflop:>9}{share:>9}")
 
 
 def _show_growth(lines: list[Growth]) -> None:

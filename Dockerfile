@@ -1,0 +1,20 @@
+# The server on a CPU:  docker build -t refseg .  &&  docker run --rm -p 8000:8000 refseg
+FROM python:3.12-slim
+
+# Where the CPU build of torch is found; its address belongs on the command line: --build-arg TORCH_INDEX=…
+# Left empty, pip takes torch from its usual index, CUDA libraries included.
+ARG TORCH_INDEX=""
+
+WORKDIR /app
+COPY pyproject.toml README.md LICENSE NOTICE ./
+COPY src src
+RUN if [ -n "$TORCH_INDEX" ]; then pip install --no-cache-dir --index-url "$TORCH_INDEX" "torch>=2.6,<2.14"; fi \
+    && pip install --no-cache-dir ".[serve,demo]" \
+    && useradd --create-home refseg
+
+USER refseg
+ENV HF_HUB_OFFLINE=1
+EXPOSE 8000
+HEALTHCHECK --start-period=60s CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/readyz')"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["refseg", "serve", "--host", "0.0.0.0"]

@@ -1,0 +1,102 @@
+"""What the decoder's widths are worth in IoU: several decoders learn side by side on one frozen network's maps.
+
+    python benchmarks/decoders.py shipped --train ../shared/data/photos-fashion/train/instances.json \
+        --val ../shared/data/photos-fashion/val/instances.json --name photos --steps 300 --photos 2
+    python benchmarks/decoders.py runs/scenes --train scenes:3000 --val scenes:200:1 --name scenes
+
+Everything before the decoder stays as it was trained, so that the decoders see the same maps in the same order and
+differ in nothing but their widths: (C, C, C/2), the released code's in proportion, and the default's (C/2, C/4, C/8).
+Writes results/decoders-NAME.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+import refseg
+from refseg.bench import write_csv
+from refseg.data.batches import Collate, PhotoDataset, PhotoSampler
+from refseg.data.sources import load_rows
+from refseg.data.table import by_photograph
+from refseg.evaluate import evaluate
+from refseg.losses import mask_loss
+from refseg.model.decoder import Decoder
+from refseg.model.shnet import per_expression
+from refseg.recipe import DataRecipe, Phase
+
+
+@dataclass(frozen=True)
+class Line:
+    decoder: str
+    widths: str
+    overall_iou: float
+    mean_iou: float
+    expressions: int
+    steps: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="shipped, or a checkpoint's folder")
+    parser.add_argument("--train", required=True)
+    parser.add_argument("--val", required=True)
+    parser.add_argument("--name", required=True)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--photos", type=int, default=8, help="photographs a step, with 8 expressions each")
+    parser.add_argument("--val-photos", type=int, default=40)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    segmenter = refseg.load(None if options.model == "shipped" else options.model, device="cpu")
+    model, config = segmenter.model, segmenter.model.config
+    c = config.width
+    widths = {"released": [c, c, c // 2], "light": [c // 2, c // 4, c // 8]}
+    decoders = {name: Decoder(c, list(config.aspp_rates), own, 0.0).train() for name, own in widths.items()}
+    train(segmenter, decoders, options)
+    rows = load_rows(options.val)
+    lines = []
+    for name, decoder in decoders.items():
+        model.decoder = decoder.eval()
+        scored = refseg.Segmenter(model, segmenter.tokenizer)
+        scores = evaluate(scored, rows, max_photos=options.val_photos).overall
+        lines.append(
+            Line(
+                name, "-".join(map(str, widths[name])), scores.overall_iou, scores.mean_iou, scores.count, options.steps
+            )
+        )
+        print(lines[-1])
+    write_csv(Path(f"results/decoders-{options.name}.csv"), lines)
+
+
+def train(segmenter: refseg.Segmenter, decoders: dict[str, Decoder], options: argparse.Namespace) -> None:
+    """AdamW at 2e-3 falling to zero; cross-entropy and Dice."""
+    model, config = segmenter.model, segmenter.model.config
+    photos = list(by_photograph(load_rows(options.train)))
+    phases = [Phase(options.steps, options.photos, 8)]
+    dataset = PhotoDataset(photos, phases, DataRecipe([]), config.image_size, config.grid, 0)
+    sampler = PhotoSampler(len(photos), phases, range(options.steps), 0)
+    collate = Collate(segmenter.tokenizer, 0.0)
+    optimizer = torch.optim.AdamW(nn.ModuleDict(decoders).parameters(), 2e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, options.steps)
+    for keys in tqdm(sampler, total=options.steps, unit="step"):
+        batch = collate([dataset[key] for key in keys])
+        with torch.no_grad():
+            words = model.text_encoder(batch["ids"], batch["mask"])
+            levels = [per_expression(level, batch["photo_of"], batch["ids"]) for level in model.encode(batch["images"])]
+            fused = [model.fusion(level, words, batch["mask"]) for level in levels]
+            joint = model.aggregation(fused, batch["mask"])
+        loss = sum(mask_loss(decoder(joint), batch["targets"], 1.0) for decoder in decoders.values())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+
+
+if __name__ == "__main__":
+    main()

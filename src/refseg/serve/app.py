@@ -1,0 +1,170 @@
+"""The HTTP server: routes, and nothing that they do."""
+
+from __future__ import annotations
+
+import mimetypes
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.staticfiles import StaticFiles
+from starlette.requests import ClientDisconnect
+
+from refseg.serve import examples, inquiry, problems
+from refseg.serve.engine import Engine
+from refseg.serve.gate import Gate
+from refseg.serve.inquiry import (
+    AttentionRequest,
+    AttentionResponse,
+    PhotoRequest,
+    PhotoResponse,
+    SegmentRequest,
+    SegmentResponse,
+)
+from refseg.serve.limits import Limits
+from refseg.serve.metrics import Metrics
+from refseg.serve.problems import Problem, ProblemDetails
+from refseg.serve.worker import Form
+
+if TYPE_CHECKING:
+    from refseg.segmenter import Segmenter
+
+_PAGE = Path(__file__).parent / "page"
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ProblemDetails, "content": {"application/problem+json": {}}}
+    for status in (400, 404, 408, 413, 415, 422, 503, 504)
+}
+_PICTURE: dict[str, Any] = {"content": {"image/png": {}}}
+
+
+def create_app(load: Callable[[], Segmenter], limits: Limits | None = None, *, name: str = "shipped") -> FastAPI:
+    """The server as an ASGI application; `app.state.engine` is what computes.
+
+    `load` makes the segmenter, for example `functools.partial(refseg.load, "runs/mine")`. It is pickled and
+    called in a process of its own, which starts with the application and is replaced where it dies. `name` is
+    what answers call the model.
+    """
+    limits = limits or Limits()
+    metrics = Metrics()
+    engine = Engine(load, name, limits, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        await engine.stop()
+
+    app = FastAPI(
+        title="refseg",
+        summary="Finds in a photograph what a sentence describes and returns its mask.",
+        version=version("refseg"),
+        lifespan=lifespan,
+        docs_url=None,  # their pages load scripts from another host
+        redoc_url=None,
+    )
+    app.state.engine = engine
+    app.add_middleware(Gate, limits=limits, metrics=metrics)
+    problems.install(app)
+    _add_questions(app, engine, limits)
+    _add_state(app, engine, metrics)
+    _add_page(app)
+    return app
+
+
+def _add_questions(app: FastAPI, engine: Engine, limits: Limits) -> None:
+    async def ask(request: Request, schema: type[PhotoRequest], form: Form) -> Response:
+        try:
+            question = await inquiry.read(request, schema, form, limits)
+        except ClientDisconnect:
+            return Response(status_code=408)
+        answer = await engine.ask(question, request.is_disconnected, request.state.deadline)
+        return Response(answer.content, media_type=answer.media_type)
+
+    @app.post(
+        "/v1/segment",
+        response_model=SegmentResponse,
+        responses={200: _PICTURE, **_PROBLEMS},
+        openapi_extra=inquiry.request_body(SegmentRequest),
+    )
+    async def segment(request: Request) -> Response:
+        """Segments in one photograph what one or many expressions describe.
+
+        With `Accept: image/png` the answer is the photograph with all masks drawn in.
+        """
+        return await ask(request, SegmentRequest, "overlay" if _wants_picture(request) else "rle")
+
+    @app.post(
+        "/v1/photos",
+        response_model=PhotoResponse,
+        responses={200: _PICTURE, **_PROBLEMS},
+        openapi_extra=inquiry.request_body(PhotoRequest),
+    )
+    async def photos(request: Request) -> Response:
+        """Encodes a photograph ahead of the questions about it, which then may name its `photo_id`.
+
+        With `Accept: image/png` the answer is the photograph as the model sees it: upright, 8 bits, RGB.
+        """
+        return await ask(request, PhotoRequest, "displayed" if _wants_picture(request) else "photo")
+
+    @app.post(
+        "/v1/attention",
+        response_model=AttentionResponse,
+        responses=_PROBLEMS,
+        openapi_extra=inquiry.request_body(AttentionRequest),
+    )
+    async def attention(request: Request) -> Response:
+        """Which places of the photograph attend to each word of a sentence, as a heat map per word."""
+        return await ask(request, AttentionRequest, "attention")
+
+
+def _wants_picture(request: Request) -> bool:
+    accepted = request.headers.get("accept", "")
+    return "image/png" in accepted and "application/json" not in accepted
+
+
+def _add_state(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
+    @app.get("/healthz", response_class=PlainTextResponse)
+    async def healthz() -> str:
+        """Whether the server runs."""
+        return "ok\n"
+
+    @app.get("/readyz", response_class=PlainTextResponse, responses={503: _PROBLEMS[503]})
+    async def readyz() -> str:
+        """Whether the model answers."""
+        if engine.description is None:
+            raise Problem(503, "the model is being loaded; ask again in a few seconds", 3)
+        return "ok\n"
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def prometheus() -> Response:
+        """Counters for Prometheus."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/v1/models", responses={503: _PROBLEMS[503]})
+    async def models() -> JSONResponse:
+        """The model that answers."""
+        if engine.description is None:
+            raise Problem(503, "the model is being loaded; ask again in a few seconds", 3)
+        return JSONResponse({"models": [engine.description]})
+
+
+def _add_page(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(_PAGE / "index.html")
+
+    @app.get("/examples", include_in_schema=False)
+    def listing() -> list[dict[str, Any]]:
+        return [example.listing for example in examples.photographs().values()]
+
+    @app.get("/examples/{name}", include_in_schema=False)
+    def example(name: str) -> Response:
+        if name not in examples.photographs():
+            raise Problem(404, "there is no such example; /examples lists them")
+        return Response(examples.photographs()[name].content, media_type=mimetypes.guess_type(name)[0])
+
+    app.mount("/page", StaticFiles(directory=_PAGE), name="page")

@@ -1,0 +1,215 @@
+"""What a request says: the schema, and the request read against it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from typing import Annotated, Any, Literal
+
+from fastapi import Request
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from refseg.serve.limits import Limits
+from refseg.serve.problems import Problem
+from refseg.serve.worker import Form, Question
+
+_CURES = {
+    "photo": "give the file's bytes, in JSON as base64",
+    "photo_id": "give the photo_id of an earlier answer, 64 hexadecimal digits",
+    "expressions": 'give sentences, such as ["the red bag"]',
+    "expression": 'give one sentence, such as "the red bag"',
+    "threshold": "give a number between 0 and 1, such as 0.5",
+    "format": "one of rle, png, polygons",
+}
+
+
+class PhotoRequest(BaseModel):
+    """A photograph: `photo`, or the `photo_id` of one that the server still holds."""
+
+    model_config = ConfigDict(extra="forbid")
+    photo: str | None = Field(
+        None,
+        description="PNG, JPEG, WebP, BMP or TIFF: a file in a form, base64 (or a data: URL) in JSON.",
+        json_schema_extra={"contentEncoding": "base64"},
+    )
+    photo_id: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(
+        None, description="SHA-256 of the photograph's bytes, as an earlier answer gave it."
+    )
+
+
+class SegmentRequest(PhotoRequest):
+    """A photograph and what to find in it."""
+
+    expressions: Annotated[
+        list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value), Field(min_length=1)
+    ] = Field(description="Sentences; a form repeats the field.", examples=[["the red bag on the left"]])
+    threshold: float | None = Field(
+        None, gt=0, lt=1, allow_inf_nan=False, description="How sure of a pixel to be; by default the model's."
+    )
+    format: Literal["rle", "png", "polygons"] = Field(
+        "rle",
+        description="Masks as compressed COCO RLE, PNG (base64, 1 bit, white is the referent) or COCO polygons.",
+    )
+
+
+class AttentionRequest(PhotoRequest):
+    """A photograph and one sentence."""
+
+    expression: str = Field(examples=["the red bag on the left"])
+
+
+class Timings(BaseModel):
+    """Seconds. What was held already costs 0; `segment` is that of the batch the request was part of."""
+
+    decode: float
+    encode: float
+    segment: float
+
+
+class PhotoResponse(BaseModel):
+    """A photograph that the server holds."""
+
+    model: str
+    photo_id: str
+    size: tuple[int, int] = Field(description="[H, W] in pixels, as displayed.")
+    cached: bool = Field(description="Whether it was encoded by an earlier request.")
+    timings: Timings
+
+
+class Word(BaseModel):
+    """How much every place of the photograph attends to one word of the sentence."""
+
+    word: str
+    unknown: bool = Field(description="Whether the model has never seen it.")
+    map: list[list[float]] = Field(
+        description="Rows from top to bottom, over the whole photograph: 0 where least, 1 where most."
+    )
+
+
+class AttentionResponse(PhotoResponse):
+    """The words that the model reads, in their order."""
+
+    words: list[Word]
+
+
+class Result(BaseModel):
+    """The answer to one expression; of rle, png and polygons, the one that was asked for."""
+
+    expression: str
+    score: float = Field(description="The IoU to expect, 0..1; 0 where the mask is empty.")
+    found: bool | None = Field(description="Whether it is in the photograph at all; null if the model does not say.")
+    box: tuple[int, int, int, int] | None = Field(description="xyxy in pixels; null if nothing was found.")
+    size: tuple[int, int] = Field(description="[H, W] in pixels.")
+    unknown_words: list[str] = Field(description="Words that the model has never seen.")
+    truncated: bool = Field(description="Whether the expression was longer than the model reads.")
+    rle: dict[str, Any] | None = Field(None, description="COCO: size [H, W] and counts.")
+    png: str | None = Field(None, description="base64")
+    polygons: list[list[int]] | None = Field(None, description="Rings [x, y, x, y, …], even-odd.")
+
+
+class SegmentResponse(PhotoResponse):
+    """Results in the order of the expressions."""
+
+    results: list[Result]
+
+
+def request_body(schema: type[PhotoRequest]) -> dict[str, Any]:
+    """OpenAPI's description of a body that is a form or JSON."""
+    as_json = schema.model_json_schema()
+    as_form = schema.model_json_schema()
+    as_form["properties"]["photo"] = {
+        "type": "string",
+        "format": "binary",
+        "contentMediaType": "application/octet-stream",
+        "description": "The photograph's file.",
+    }
+    content = {"multipart/form-data": {"schema": as_form}, "application/json": {"schema": as_json}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+async def read(request: Request, schema: type[PhotoRequest], form: Form, limits: Limits) -> Question:
+    """The question that a request asks. Raises Problem."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        fields, photo = await _read_form(request, schema, limits)
+        said = _validated(lambda: schema.model_validate(fields))
+    elif kind == "application/json":
+        body = await request.body()
+        said = _validated(lambda: schema.model_validate_json(body))
+        photo = None if said.photo is None else _from_base64(said.photo)
+    else:
+        raise Problem(415, "the content type is not known; send multipart/form-data or application/json")
+    return _question(said, photo, form, limits)
+
+
+def _question(said: PhotoRequest, photo: bytes | None, form: Form, limits: Limits) -> Question:
+    if (photo is None) == (said.photo_id is None):
+        raise Problem(422, "a request is about one photograph; send either photo or the photo_id of an earlier answer")
+    expressions: tuple[str, ...] = ()
+    threshold = None
+    if isinstance(said, AttentionRequest):
+        expressions = (said.expression,)
+    elif isinstance(said, SegmentRequest):
+        expressions, threshold = tuple(said.expressions), said.threshold
+        form = said.format if form == "rle" else form
+    if len(expressions) > limits.expressions:
+        few = f"the request has {len(expressions)} expressions and the limit is {limits.expressions}; send several"
+        raise Problem(422, few)
+    photo_id = said.photo_id or hashlib.sha256(photo or b"").hexdigest()
+    return Question(photo_id, photo, expressions, threshold, form)
+
+
+async def _read_form(
+    request: Request, schema: type[PhotoRequest], limits: Limits
+) -> tuple[dict[str, Any], bytes | None]:
+    fields: dict[str, Any] = {}
+    photo = None
+    try:
+        async with request.form(max_files=1, max_fields=limits.expressions + 8) as form:
+            for name, value in form.multi_items():
+                if isinstance(value, UploadFile):
+                    if name != "photo":
+                        raise Problem(422, f"the file stands in the field {name[:40]!r}; name the field photo")
+                    photo = await value.read()
+                elif name == "photo":
+                    raise Problem(422, "the field photo holds text; send the file itself, with a file name")
+                elif name == "expressions":
+                    fields.setdefault(name, []).append(value)
+                else:
+                    fields[name] = value
+    except HTTPException as fault:
+        reason = str(fault.detail).rstrip(".")
+        raise Problem(400, f"the form cannot be read ({reason}); send one file photo and text fields") from None
+    return fields, photo
+
+
+def _validated(validate: Any) -> Any:
+    try:
+        return validate()
+    except ValidationError as fault:
+        first = fault.errors(include_url=False, include_input=False, include_context=False)[0]
+        raise Problem(422, _sentence(first["type"], first["loc"], first["msg"])) from None
+
+
+def _sentence(kind: str, place: tuple[int | str, ...], message: str) -> str:
+    name = str(place[0]) if place else ""
+    if kind == "extra_forbidden":
+        return f"there is no field {name[:40]!r}; the fields are described in /openapi.json"
+    if kind == "json_invalid" or not place:
+        return f"the body is not the JSON that is expected ({message}); see /openapi.json"
+    where = name + "".join(f"[{step}]" if isinstance(step, int) else "" for step in place[1:])
+    return f"{where}: {message[:1].lower()}{message[1:]}; {_CURES.get(name, 'see /openapi.json')}"
+
+
+def _from_base64(text: str) -> bytes:
+    if text.startswith(("http://", "https://")):
+        raise Problem(422, "photo is an address and the server fetches nothing; download it and send the file's bytes")
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise Problem(422, "photo is not base64; encode the file's bytes, or send the file in a form") from None

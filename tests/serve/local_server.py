@@ -1,0 +1,58 @@
+"""A real server on a free port, and photographs to send it."""
+
+from __future__ import annotations
+
+import io
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import httpx
+import numpy as np
+import uvicorn
+from PIL import Image
+
+from refseg.segmenter import load
+from refseg.serve import Limits, create_app
+
+
+@contextmanager
+def serving(tiny_model, **limits) -> Iterator[tuple[str, object]]:
+    """The address of a server that runs in a thread of this process, its model in one of its own."""
+    app = create_app(partial(load, tiny_model, device="cpu"), Limits(**limits), name="tiny")
+    listening = socket.create_server(("127.0.0.1", 0), backlog=256)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=10))
+    thread = threading.Thread(target=server.run, args=([listening],))
+    thread.start()
+    address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    try:
+        wait_until_ready(address)
+        yield address, app
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listening.close()
+    assert not thread.is_alive()
+
+
+def wait_until_ready(address: str, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(f"{address}/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError("the server did not become ready")
+
+
+def photo(seed: int = 0, size: tuple[int, int] = (48, 40), form: str = "PNG") -> bytes:
+    """A file of noise, (H, W)."""
+    noise = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(noise).save(content, form)
+    return content.getvalue()

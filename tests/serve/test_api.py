@@ -1,0 +1,597 @@
+"""The server from outside: a real one, on a real port."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import io
+import json
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from local_server import photo, wait_until_ready
+from PIL import Image, ImageDraw
+from pycocotools import mask as coco_mask
+
+from refseg.cli import main
+from refseg.errors import RefsegError
+from refseg.segmenter import load
+from refseg.serve import Limits
+from refseg.serve.engine import Engine
+from refseg.serve.gate import Gate
+from refseg.serve.metrics import Metrics
+from refseg.serve.problems import Problem
+from refseg.serve.worker import Answer, Question
+
+SEGMENT = "/v1/segment"
+
+
+def post(server, data=None, files=None, path=SEGMENT, **options):
+    options.setdefault("timeout", 90)
+    return httpx.post(f"{server}{path}", data=data, files=files, **options)
+
+
+def as_form(server, content, expressions, **fields):
+    return post(server, {"expressions": expressions, **fields}, {"photo": ("p.png", content)})
+
+
+def as_json(server, path=SEGMENT, headers=None, **fields):
+    return post(server, path=path, json=fields, headers=headers)
+
+
+def problem(response, status) -> str:
+    """The detail of a refusal, after the rules that hold for all of them."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    said = response.json()
+    assert said["status"] == status and said["type"] == "about:blank" and said["title"]
+    detail = said["detail"]
+    assert detail.isprintable() and len(detail) < 300 and "Traceback" not in detail
+    assert ";" in detail, f"no cure in {detail!r}"
+    return detail
+
+
+def masks(response):
+    assert response.status_code == 200, response.text
+    return [coco_mask.decode(result["rle"]).astype(bool) for result in response.json()["results"]]
+
+
+@pytest.fixture(scope="module")
+def segmenter(tiny_model):
+    return load(tiny_model, device="cpu")
+
+
+class TestAnswers:
+    def test_is_what_the_library_says(self, server, segmenter):
+        content, expressions = photo(1), ["the dog", "a blue zebra", "the red bag on the left"]
+        response = as_form(server, content, expressions)
+        body = response.json()
+        for result, mine in zip(body["results"], segmenter(content, expressions), strict=True):
+            assert result == mine.to_dict()
+        assert body["results"][1]["unknown_words"] == ["zebra"]
+        assert (body["model"], body["size"]) == ("tiny", [48, 40])
+        assert body["photo_id"] == hashlib.sha256(content).hexdigest()
+
+    def test_form_and_json_agree(self, server):
+        content = photo(2)
+        form = as_form(server, content, ["the dog"]).json()["results"]
+        text = base64.b64encode(content).decode()
+        assert as_json(server, photo=text, expressions=["the dog"]).json()["results"] == form
+        assert as_json(server, photo=f"data:image/png;base64,{text}", expressions="the dog").json()["results"] == form
+
+    def test_png_and_polygons_are_the_same_mask(self, server):
+        content = photo(3)
+        (rle,) = masks(as_form(server, content, ["the dog"]))
+        (png,) = as_form(server, content, ["the dog"], format="png").json()["results"]
+        assert "rle" not in png
+        assert (np.asarray(Image.open(io.BytesIO(base64.b64decode(png["png"])))) == rle).all()
+        (polygons,) = as_form(server, content, ["the dog"], format="polygons").json()["results"]
+        drawn = np.zeros_like(rle)
+        for ring in polygons["polygons"]:
+            points = np.array(ring).reshape(-1, 2)
+            shape = Image.new("1", rle.shape[::-1])
+            scaled = Image.new("L", (rle.shape[1] * 4, rle.shape[0] * 4))
+            ImageDraw.Draw(scaled).polygon([(4 * x - 0.5, 4 * y - 0.5) for x, y in points], fill=1)
+            shape = np.asarray(scaled)[2::4, 2::4].astype(bool)
+            drawn ^= shape
+        assert (drawn == rle).all()
+
+    def test_overlay(self, server):
+        content = photo(4)
+        accept = {"Accept": "image/png"}
+        response = post(server, {"expressions": ["the dog", "a cup"]}, {"photo": content}, headers=accept)
+        assert response.headers["content-type"] == "image/png"
+        assert Image.open(io.BytesIO(response.content)).size >= (40, 48)
+
+    def test_attention_is_the_library_s_scaled(self, server, segmenter):
+        content = photo(7)
+        text = base64.b64encode(content).decode()
+        words = as_json(server, "/v1/attention", photo=text, expression="The zebra, left").json()["words"]
+        found = segmenter.word_attention(segmenter.encode(content), "The zebra, left")
+        assert [(w["word"], w["unknown"]) for w in words] == [("the", False), ("zebra", True), ("left", False)]
+        assert [word for word, _ in found] == ["the", "zebra", "left"]
+        for said, (_, shares) in zip(words, found, strict=True):
+            scaled = (shares - shares.min()) / (shares.max() - shares.min())
+            np.testing.assert_allclose(said["map"], scaled, atol=1e-3)
+
+    def test_the_photograph_as_displayed(self, server):
+        stored = Image.open(io.BytesIO(photo(8)))
+        turned = io.BytesIO()
+        exif = Image.Exif()
+        exif[0x0112] = 3
+        stored.save(turned, "TIFF", exif=exif)
+        response = post(server, files={"photo": turned.getvalue()}, path="/v1/photos", headers={"Accept": "image/png"})
+        upright = stored.transpose(Image.Transpose.ROTATE_180)
+        assert Image.open(io.BytesIO(response.content)).tobytes() == upright.tobytes()
+
+    def test_threshold_changes_the_mask(self, server):
+        content = photo(5)
+        small, large = (masks(as_form(server, content, ["the dog"], threshold=t))[0] for t in ("0.9", "0.1"))
+        assert small.sum() < large.sum() and (large | ~small).all()
+
+    def test_orientation_is_as_displayed(self, server):
+        stored = Image.open(io.BytesIO(photo(6)))
+        turned = io.BytesIO()
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        stored.save(turned, "JPEG", exif=exif)
+        assert as_form(server, turned.getvalue(), ["the dog"]).json()["size"] == [40, 48]
+
+
+class TestCache:
+    def test_second_sentence_costs_only_itself(self, server):
+        content = photo(10)
+        first = as_form(server, content, ["the dog"]).json()
+        second = as_form(server, content, ["a blue cup"]).json()
+        assert (first["cached"], second["cached"]) == (False, True)
+        assert first["timings"]["encode"] > 0 == second["timings"]["encode"]
+        again = as_json(server, photo_id=first["photo_id"], expressions=["the dog"]).json()
+        assert again["results"] == first["results"]
+
+    def test_encoded_ahead(self, server):
+        ahead = post(server, files={"photo": photo(11)}, path="/v1/photos").json()
+        assert ahead["size"] == [48, 40] and not ahead["cached"]
+        assert as_json(server, photo_id=ahead["photo_id"], expressions=["dog"]).json()["cached"]
+
+    def test_unknown_id(self, server):
+        assert "send it again" in problem(as_json(server, photo_id="0" * 64, expressions=["dog"]), 404)
+
+    def test_concurrent_first_requests_encode_once(self, server):
+        content = photo(12)
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda n: as_form(server, content, [f"the dog {n}"]).json(), range(8)))
+        assert [answer["cached"] for answer in answers].count(False) == 1
+
+    def test_is_bounded_by_count_and_bytes(self, tiny_model):
+        from refseg.serve.worker import LoadedModel, Question
+
+        model = LoadedModel(load(tiny_model, device="cpu"), "tiny", Limits(cached_photos=3))
+        for seed in range(5):
+            model.turn(Question(str(seed), photo(seed)))
+            model.turn(Question("0", photo(0)))  # used often, kept
+        assert list(model.held) == ["3", "4", "0"] or list(model.held) == ["4", "3", "0"]
+        one = model.filled // 3
+        model.limits = Limits(cached_bytes=2 * one)
+        model.turn(Question("6", photo(6)))
+        assert len(model.held) == 2 and model.filled <= 2 * one
+        model.limits = Limits(cached_bytes=1)
+        model.turn(Question("7", photo(7)))
+        assert "7" not in model.held
+
+
+class TestBatches:
+    def test_each_gets_what_it_gets_alone(self, server):
+        asked = [
+            (photo(seed), f"{word} number {seed}") for seed in (20, 21, 22) for word in ("the dog", "a cup", "bag")
+        ]
+
+        def ask(pair):
+            (result,) = as_form(server, pair[0], [pair[1]]).json()["results"]
+            return result
+
+        alone = [ask(pair) for pair in asked]
+        before = batches(server)
+        with ThreadPoolExecutor(18) as pool:
+            together = list(pool.map(ask, asked * 4))
+        assert together == alone * 4
+        computed, number = (now - then for now, then in zip(batches(server), before, strict=True))
+        assert computed == 36 and number < 36, "some were computed together"
+
+    def test_one_bad_question_leaves_the_others_alone(self, tiny_model):
+        from refseg.serve import worker
+
+        worker._model = worker.LoadedModel(load(tiny_model, device="cpu"), "tiny", Limits())
+        good = worker.Question("a", photo(30), ("the dog",))
+        bad = [
+            worker.Question("a", photo(30), ("the dog", " ")),
+            worker.Question("b", b"not a photograph", ("the dog",)),
+            worker.Question("c", None, ("the dog",)),
+        ]
+        replies, _ = worker.answer([good, *bad, good])
+        worker._model = None
+        assert [getattr(reply, "status", 200) for reply in replies] == [200, 422, 422, 404, 200]
+        assert json.loads(replies[0].content)["results"] == json.loads(replies[4].content)["results"]
+
+
+def batches(server):
+    """Requests computed, and the number of batches."""
+    text = httpx.get(f"{server}/metrics").text
+    return [float(re.search(rf"refseg_batch_requests_{name} (.*)", text).group(1)) for name in ("sum", "count")]
+
+
+def png_header(width, height) -> bytes:
+    """A PNG of less than 100 bytes that promises width × height pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (b"", "empty"),
+            (b"<svg xmlns='x'/>", "SVG"),
+            (b"GIF89a" + bytes(20), "GIF"),
+            (photo()[:200], "damaged"),
+            (b"\x00" * 100, "not an image"),
+        ],
+    )
+    def test_file(self, server, content, words):
+        assert words in problem(as_form(server, content, ["dog"]), 422)
+
+    @pytest.mark.parametrize("side", [1001, 14_000, 60_000])
+    def test_too_many_pixels_by_the_header(self, server, side):
+        assert "1 million" in problem(as_form(server, png_header(side, side), ["dog"]), 413)
+
+    @pytest.mark.parametrize("expression", ["", " \t", "\x00", "x" * 1001])
+    def test_expression(self, server, expression):
+        problem(as_json(server, photo=base64.b64encode(photo()).decode(), expressions=[expression]), 422)
+
+    def test_which_of_several_expressions(self, server):
+        assert "expression 2" in problem(as_form(server, photo(), ["dog", " "]), 422)
+
+    @pytest.mark.parametrize(
+        ("fields", "words"),
+        [
+            ({}, "expressions"),
+            ({"photo": "aGk="}, "expressions"),
+            ({"photo": "aGk=", "expressions": []}, "expressions"),
+            ({"photo": "aGk=", "expressions": [1]}, "expressions[0]"),
+            ({"photo": "aGk=", "expressions": ["a"] * 5}, "limit is 4"),
+            ({"expressions": ["a"]}, "photo_id"),
+            ({"photo": "aGk=", "photo_id": "0" * 64, "expressions": ["a"]}, "either"),
+            ({"photo_id": "../../etc/passwd", "expressions": ["a"]}, "photo_id"),
+            ({"photo": "%%%", "expressions": ["a"]}, "base64"),
+            ({"photo": "http://example.org/a.jpg", "expressions": ["a"]}, "fetches nothing"),
+            ({"photo": "aGk=", "expressions": ["a"], "sentence": 1}, "'sentence'"),
+            ({"photo": "aGk=", "expressions": ["a"], "format": "tiff"}, "rle, png, polygons"),
+            *[
+                ({"photo": "aGk=", "expressions": ["a"], "threshold": t}, "between 0 and 1")
+                for t in (-1, 0, 1, 2, "NaN", "high", True, [0.5])
+            ],
+        ],
+    )
+    def test_fields(self, server, fields, words):
+        assert words in problem(as_json(server, **fields), 422)
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"",
+            b"{",
+            b"[]",
+            b"null",
+            b"\xff\xfe",
+            b'{"photo": "aGk=", "expressions": ["\\ud800"]}',
+            b"[" * 100_000,
+            b'{"threshold": 1' + b"0" * 10_000 + b"}",
+        ],
+    )
+    def test_json(self, server, body):
+        problem(post(server, content=body, headers={"Content-Type": "application/json"}), 422)
+
+    def test_text_is_only_text(self, server):
+        nasty = "<script>alert(1)</script> {0.__class__} %s $(id) ../.. ‮ 👩‍🚀 é"
+        (result,) = as_form(server, photo(), [nasty]).json()["results"]
+        assert "alert" in result["expression"]
+
+    def test_form(self, server):
+        assert "name the field photo" in problem(post(server, {"expressions": "a"}, {"image": photo()}), 422)
+        assert "the file itself" in problem(
+            post(server, files={"photo": (None, b"x"), "expressions": (None, b"a")}), 422
+        )
+        headers = {"Content-Type": "multipart/form-data"}
+        assert "boundary" in problem(post(server, content=b"x", headers=headers), 400)
+        headers = {"Content-Type": "multipart/form-data; boundary=x"}
+        problem(post(server, content=b"--y\r\n\r\nnonsense", headers=headers), 400)
+        files = [("photo", photo(1)), ("photo", photo(2))]
+        assert "one" in problem(post(server, {"expressions": "a"}, files), 400)
+
+    def test_content_type(self, server):
+        assert "multipart" in problem(post(server, content=b"x", headers={"Content-Type": "text/plain"}), 415)
+        assert "multipart" in problem(post(server), 415)
+
+    @pytest.mark.parametrize(
+        ("fields", "words"),
+        [
+            ({"photo": "aGk="}, "expression"),
+            ({"photo": "aGk=", "expression": ["a"]}, "one sentence"),
+            ({"photo": "aGk=", "expression": "a", "expressions": ["a"]}, "'expressions'"),
+            ({"photo": base64.b64encode(photo()).decode(), "expression": " "}, "empty"),
+        ],
+    )
+    def test_attention(self, server, fields, words):
+        assert words in problem(as_json(server, "/v1/attention", **fields), 422)
+
+    def test_method_and_path(self, server):
+        assert "GET" in problem(httpx.get(f"{server}{SEGMENT}"), 405)
+        assert "/v1/nothing" in problem(httpx.get(f"{server}/v1/nothing"), 404)
+        assert problem(httpx.get(f"{server}/page/../../app.py"), 404)
+        assert problem(httpx.get(f"{server}/page/%2e%2e/app.py"), 404)
+        assert problem(httpx.get(f"{server}/examples/..%2f..%2fapp.py"), 404)
+
+    def test_large_request(self, server):
+        big = bytes(2_100_000)
+        assert "2 MB" in problem(as_form(server, big, ["dog"]), 413)
+
+        def pieces():
+            for _ in range(40):
+                yield bytes(100_000)
+
+        headers = {"Content-Type": "application/json"}  # no length is declared
+        assert "2 MB" in problem(post(server, content=pieces(), headers=headers), 413)
+
+    def test_the_next_good_request_is_unaffected(self, server, segmenter):
+        (mask,) = masks(as_form(server, photo(1), ["the dog"]))
+        assert (mask == segmenter(photo(1), "the dog").mask).all()
+
+
+class TestState:
+    def test_a_model_that_cannot_be_loaded_stops_the_server(self, tmp_path, capfd):
+        assert main(["serve", "--model", str(tmp_path), "--port", "0"]) == 2
+        assert "lacks config.json" in capfd.readouterr().err
+
+    def test_a_missing_library_is_named(self, monkeypatch, capfd):
+        monkeypatch.setitem(sys.modules, "uvicorn", None)
+        assert main(["serve"]) == 2
+        assert 'pip install "refseg[serve]"' in capfd.readouterr().err
+
+    def test_a_port_in_use(self):
+        from refseg.cli.serving import _listen
+
+        with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(RefsegError, match="--port"):
+            _listen("127.0.0.1", taken.getsockname()[1])
+        with pytest.raises(RefsegError, match="--host"):
+            _listen("nowhere.invalid", 0)
+
+    def test_limits_are_above_zero(self):
+        with pytest.raises(RefsegError, match="queue"):
+            Limits(queue=0)
+
+    def test_openapi(self, server):
+        schema = httpx.get(f"{server}/openapi.json").json()
+        body = schema["paths"][SEGMENT]["post"]["requestBody"]["content"]
+        assert set(body) == {"multipart/form-data", "application/json"}
+        assert schema["paths"][SEGMENT]["post"]["responses"]["503"]
+
+    def test_metrics(self, server):
+        as_form(server, photo(1), ["the dog"])
+        httpx.get(f"{server}/v1/{'x' * 100}")
+        text = httpx.get(f"{server}/metrics").text
+        assert re.search(r'refseg_requests_total\{path="/v1/segment",status="200"\} \d', text)
+        assert re.search(r"refseg_cached_photos [1-9]", text) and re.search(r"refseg_cached_bytes [1-9]", text)
+        assert "xxx" not in text, "paths that do not exist make no new counters"
+
+    def test_page_takes_nothing_from_another_host(self, server):
+        page = httpx.get(server)
+        assert "default-src 'self'" in page.headers["content-security-policy"]
+        linked = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+        assert len(linked) >= 3
+        for path in linked:
+            assert path.startswith("/") and httpx.get(f"{server}{path}").status_code == 200
+            assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", httpx.get(f"{server}{path}").text)
+
+
+class TestGate:
+    """The bounds in front of an application that does nothing else."""
+
+    @staticmethod
+    def through(app, limits, messages, send):
+        scope = {"type": "http", "method": "POST", "path": SEGMENT, "headers": []}
+
+        async def receive():
+            return messages.pop(0) if messages else await asyncio.Event().wait()
+
+        gate = Gate(app, limits, Metrics())
+        asyncio.run(asyncio.wait_for(gate(scope, receive, send), 5))
+        assert gate.inside == 0
+        return scope
+
+    def test_an_answer_that_nobody_fetches_frees_its_place(self):
+        async def app(scope, receive, send):
+            await send({"type": "http.response.start", "status": 200})
+
+        async def stuck(message):
+            await asyncio.Event().wait()
+
+        self.through(app, Limits(seconds=0.05), [], stuck)
+
+    def test_the_time_counts_from_the_first_byte(self):
+        async def app(scope, receive, send):
+            await receive()
+            with pytest.raises(Problem) as refused:
+                await receive()
+            assert refused.value.status == 408
+
+        async def nothing(message):
+            pass
+
+        began = time.monotonic()
+        part = {"type": "http.request", "body": b"x", "more_body": True}
+        scope = self.through(app, Limits(seconds=0.2), [part], nothing)
+        assert began + 0.2 <= scope["state"]["deadline"] <= time.monotonic()
+
+
+def test_a_question_that_runs_out_of_time_costs_its_neighbours_nothing():
+    async def compute(questions):
+        await asyncio.sleep(0.3)
+        return [Answer(question.photo_id.encode()) for question in questions]
+
+    async def wanted():
+        return False
+
+    async def ask():
+        engine = Engine(None, "", Limits(), Metrics())
+        engine.description, engine._compute = {}, compute
+        asked = [
+            engine.ask(Question(name, None), wanted, time.monotonic() + seconds)
+            for name, seconds in (("hurried", 0.1), ("patient", 5), ("patient too", 5))
+        ]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    hurried, *patient = asyncio.run(asyncio.wait_for(ask(), 10))
+    assert hurried.status == 504
+    assert [answer.content for answer in patient] == [b"patient", b"patient too"]
+
+
+def test_a_server_from_start_to_end(tiny_model):
+    """Loading, overload, a slow and a lost client, a dead process, SIGTERM: one after the other on one server."""
+    command = [sys.executable, "-m", "refseg.cli", "serve", "--model", str(tiny_model), "--port", "0"]
+    running = subprocess.Popen([*command, "--queue", "4", "--seconds", "8"], stdout=subprocess.PIPE, text=True)
+    try:
+        server = running.stdout.readline().strip()
+        not_ready_yet(server)
+        wait_until_ready(server)
+        overload(server)
+        slow_upload(server)
+        client_gone(server)
+        dead_process(server)
+        accepted_is_finished(server, running)
+    finally:
+        running.kill()
+        running.stdout.close()
+
+
+def process_of(server) -> psutil.Process:
+    (model,) = httpx.get(f"{server}/v1/models").json()["models"]
+    return psutil.Process(model["process"])
+
+
+def not_ready_yet(server):
+    assert httpx.get(f"{server}/healthz", timeout=30).status_code == 200
+    for response in (
+        httpx.get(f"{server}/readyz"),
+        httpx.get(f"{server}/v1/models"),
+        as_form(server, photo(), ["the dog"]),
+    ):
+        assert "loaded" in problem(response, 503) and int(response.headers["retry-after"]) > 0
+
+
+def overload(server):
+    """While the model is held up, four wait, the others are refused at once, and those four are answered."""
+    process = process_of(server)
+    with ThreadPoolExecutor(12) as pool:
+        process.suspend()
+        start = time.monotonic()
+        asked = [pool.submit(as_form, server, photo(1), ["the dog"]) for _ in range(12)]
+        while sum(future.done() for future in asked) < 8 and time.monotonic() - start < 6:
+            time.sleep(0.02)
+        refused = [future.result() for future in asked if future.done()]
+        process.resume()
+        statuses = sorted(future.result().status_code for future in asked)
+    assert len(refused) == 8 and time.monotonic() - start < 8
+    for response in refused:
+        assert "later" in problem(response, 503) and int(response.headers["retry-after"]) > 0
+    assert statuses == [200] * 4 + [503] * 8
+
+
+def half_a_request(server):
+    host, port = server.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)))
+    connection.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+    connection.sendall(b"Content-Length: 100\r\n\r\n{")
+    return connection
+
+
+def slow_upload(server):
+    with half_a_request(server) as connection:
+        connection.settimeout(12)
+        assert b" 408 " in connection.recv(4096)
+
+
+def client_gone(server):
+    for _ in range(6):
+        half_a_request(server).close()
+    deadline = time.monotonic() + 5
+    while "refseg_requests_inside 0.0" not in httpx.get(f"{server}/metrics").text:
+        assert time.monotonic() < deadline
+    assert as_form(server, photo(1), ["the dog"]).status_code == 200
+
+
+def dead_process(server):
+    """Its request is answered with an error, the next one by its successor."""
+    process = process_of(server)
+    with ThreadPoolExecutor(1) as pool:
+        process.suspend()
+        asked = pool.submit(as_form, server, photo(1), ["the dog"])
+        time.sleep(0.5)
+        process.kill()
+        response = asked.result(5)
+    assert "died" in problem(response, 503) and int(response.headers["retry-after"]) > 0
+    wait_until_ready(server)
+    assert process_of(server) != process
+    assert as_form(server, photo(1), ["the dog"]).status_code == 200
+    assert "refseg_workers_replaced_total 1.0" in httpx.get(f"{server}/metrics").text
+
+
+def accepted_is_finished(server, running):
+    process = process_of(server)
+    with ThreadPoolExecutor(4) as pool:
+        process.suspend()
+        asked = [pool.submit(as_form, server, photo(seed), ["the dog"]) for seed in range(4)]
+        time.sleep(0.7)
+        running.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{server}/healthz")
+        process.resume()
+        assert [future.result().status_code for future in asked] == [200] * 4
+    assert running.wait(10) == 0
+    assert not psutil.wait_procs([process], timeout=5)[1]
+
+
+def test_a_killed_server_leaves_no_process_behind(tmp_path):
+    script = tmp_path / "server.py"
+    script.write_text(
+        "import multiprocessing, os, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from functools import partial\n"
+        "from refseg.serve import Limits, worker\n"
+        "if __name__ == '__main__':\n"
+        "    pool = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'))\n"
+        "    print(pool.submit(os.getpid).result(), flush=True)\n"
+        "    pool.submit(worker.start, partial(time.sleep, 60), '', Limits()).result()\n"
+    )
+    running = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    worker = psutil.Process(int(running.stdout.readline()))
+    time.sleep(3)
+    assert worker.is_running()
+    running.kill()
+    running.wait()
+    running.stdout.close()
+    assert not psutil.wait_procs([worker], timeout=5)[1]
