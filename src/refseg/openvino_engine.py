@@ -56,6 +56,8 @@ class OpenVINONetwork:
             import openvino
         except ImportError as fault:
             raise RefsegError('this engine needs OpenVINO; pip install "refseg[openvino]"') from fault
+        if precision == "int8" and not examples:
+            raise RefsegError("int8 is calibrated on photographs; name some with calibrate_on")
         self.text_encoder = model.text_encoder
         encoder, answer = _convert(model)
         if precision == "int8":
@@ -106,8 +108,6 @@ def _quantized(model: SHNet, encoder: Any, answer: Any, examples: Sequence[tuple
         import nncf
     except ImportError as fault:
         raise RefsegError('int8 needs NNCF; pip install "refseg[openvino]"') from fault
-    if not examples:
-        raise RefsegError("int8 is calibrated on photographs; name some with calibrate_on")
     nncf.set_log_level(logging.ERROR)
 
     @torch.inference_mode()
