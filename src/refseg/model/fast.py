@@ -72,9 +72,7 @@ class FastSHNet(nn.Module):
         """As `SHNet.forward`, with `levels` of this form's own `encode`."""
         ahead = Ahead(*levels) if levels is not None else self.encode(images)
         words = self.text_encoder(ids, mask)  # (B, T, C)
-        photos = (
-            [0] * len(ids) if len(ahead.second) == 1 else range(len(ids)) if photo_of is None else photo_of.tolist()
-        )
+        photos = [i % len(ahead.second) for i in range(len(ids))] if photo_of is None else photo_of.tolist()
         logits = []
         for own, photo, length in zip(words, photos, mask.sum(dim=1).tolist(), strict=True):
             pixels, met = self.fusion(Ahead(*(part[photo] for part in ahead)), own[:length])  # (3, h, w, C), (3, T, C)
