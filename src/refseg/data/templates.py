@@ -10,7 +10,7 @@ import logging
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pycocotools import mask as coco_mask
 
 from refseg.data.colours import Colours, measure
 from refseg.data.geometry import Segment, box_and_centre, interior
+from refseg.data.referents import Unusable, encode_segmentation
 from refseg.data.scene import Scene
 from refseg.data.sentences import Sentence, sentences
 from refseg.data.table import Row, encode_mask
@@ -46,23 +47,35 @@ def generate(
     lengths. A photograph's expressions depend on its id, its content and the seed alone. Photographs and segments
     that cannot be used are skipped with a warning. Raises RefsegError where the file is no instance file.
     """
+    for scene, path, image_id in read_scenes(instances, images):
+        yield from _rows(scene, path, image_id, seed, per_photo, split)
+
+
+def read_scenes(
+    instances: Path, images: Path | None = None, only: Container[Any] | None = None
+) -> Iterator[tuple[Scene, Path, int | str]]:
+    """The segments of each photograph of a COCO-format instance file, with the photograph's file and id.
+
+    `only`: the ids of the photographs wanted, by default all. Photographs and segments that cannot be used are
+    skipped with a warning. Raises RefsegError where the file is no instance file.
+    """
     document = _read(instances)
     folder = images if images is not None else instances.parent / "images"
     labels = {category["id"]: category for category in document["categories"]}
     annotations: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for annotation in document["annotations"]:
         annotations[annotation["image_id"]].append(annotation)
+    records = [record for record in document["images"] if only is None or record["id"] in only]
     skipped = 0
-    for record in document["images"]:
+    for record in records:
         path = folder / record["file_name"]
         pixels = _pixels(path)
         if pixels is None:
             skipped += 1
             continue
-        scene = _scene(pixels, annotations[record["id"]], labels, path)
-        yield from _rows(scene, path, record["id"], seed, per_photo, split)
+        yield _scene(pixels, annotations[record["id"]], labels, path), path, record["id"]
     if skipped:
-        _log.warning("skipped %d of %d photographs of %s", skipped, len(document["images"]), instances)
+        _log.warning("skipped %d of %d photographs of %s", skipped, len(records), instances)
 
 
 def _read(instances: Path) -> dict[str, Any]:
@@ -123,22 +136,15 @@ def _scene(
 
 
 def _mask(segmentation: Any, height: int, width: int) -> npt.NDArray[np.bool_]:
-    """A segment's mask (H, W) from polygons, uncompressed or compressed run lengths; ValueError if of another size."""
-    if isinstance(segmentation, list):
-        if not segmentation:
-            raise ValueError("it has no polygon")
-        if any(not isinstance(ring, list) or len(ring) < 6 or len(ring) % 2 for ring in segmentation):
-            raise ValueError("a polygon needs three points or more, as a flat list of x and y")
-        rle = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    else:
+    """A segment's mask (H, W) from polygons or run lengths; ValueError if it is damaged or of another size."""
+    if isinstance(segmentation, dict):
         declared = [int(side) for side in segmentation["size"]]
         if declared != [height, width]:
             raise ValueError(f"it is {declared[1]}×{declared[0]} and the photograph {width}×{height}")
-        rle = segmentation
-        if isinstance(rle["counts"], list):
-            if sum(rle["counts"]) != height * width:
-                raise ValueError("its run lengths do not add up to its size")
-            rle = coco_mask.frPyObjects(rle, height, width)
+    try:
+        rle = encode_segmentation(segmentation, (height, width))
+    except Unusable as fault:
+        raise ValueError(str(fault)) from fault
     return np.asarray(coco_mask.decode(rle), dtype=bool)
 
 
@@ -175,8 +181,13 @@ def _measured(pixels: npt.NDArray[np.uint8], rows: npt.NDArray[np.intp], columns
 def _rows(scene: Scene, path: Path, image_id: int | str, seed: int, per_photo: int, split: str) -> Iterator[Row]:
     draw = random.Random(f"{seed}/{image_id}")
     found = _unambiguous(sentences(scene, draw))
+    yield from rows_of(_choose(found, scene, per_photo, draw), scene, path, image_id, split)
+
+
+def rows_of(chosen: Iterable[Sentence], scene: Scene, path: Path, image_id: int | str, split: str) -> Iterator[Row]:
+    """A row for each sentence of one photograph; each referent's mask is encoded once."""
     counts: dict[tuple[int, ...], str] = {}
-    for sentence in _choose(found, scene, per_photo, draw):
+    for sentence in chosen:
         ids = tuple(segment.id for segment in sentence.referent)
         if ids not in counts:
             counts[ids] = encode_mask(np.logical_or.reduce([segment.mask for segment in sentence.referent]))
