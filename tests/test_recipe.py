@@ -177,3 +177,52 @@ def test_a_recipe_that_is_not_there(tmp_path):
     for path in (tmp_path / "absent.yaml", tmp_path):
         with pytest.raises(RefsegError, match=str(path)):
             load_recipe(path)
+
+
+def test_a_recipe_changes_single_values_of_its_base(tmp_path):
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(WHOLE))
+    (tmp_path / "deeper").mkdir()
+    upper = tmp_path / "deeper" / "upper.yaml"
+    upper.write_text(
+        yaml.safe_dump(
+            {
+                "base": "../middle.yaml",
+                "model": {"backbone_config": {"depths": [2]}},
+                "training": {"output": "runs/y"},
+                "word_vectors": None,
+            }
+        )
+    )
+    middle = {"base": "base.yaml", "model": {"width": 32}, "data": {"train": ["scenes:1", "scenes:2"]}}
+    (tmp_path / "middle.yaml").write_text(yaml.safe_dump({**middle, "word_vectors": "glove.txt"}))
+    read = load_recipe(upper, ["model.grid=6"])
+    assert read.model == {"width": 32, "grid": 6, "backbone_config": {"model_type": "resnet", "depths": [2]}}
+    assert read.data.train == ["scenes:1", "scenes:2"] and read.data.mirror == 0
+    assert read.training.output == "runs/y" and read.training.phases == [Phase(steps=5, photos=2, expressions=3)]
+    assert read.word_vectors is None
+    assert load_recipe(upper, ["base=../base.yaml", "model.backbone_config.depths=[3]"]).model == {
+        "width": 16,
+        "backbone_config": {"model_type": "resnet", "depths": [3]},
+    }
+    assert load_recipe(tmp_path / "middle.yaml").word_vectors == "glove.txt"
+    assert load_recipe(tmp_path / "base.yaml").model == WHOLE["model"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a": {"base": "a.yaml"}}, r"a\.yaml builds on itself by way of base: a\.yaml"),
+        ({"a": {"base": "b.yaml"}, "b": {"base": "c.yaml"}, "c": {"base": "./b.yaml"}}, r"c\.yaml builds on itself"),
+        ({"a": {"base": "gone.yaml"}}, r"there is no recipe .*gone\.yaml, the base of .*a\.yaml"),
+        ({"a": {"base": 7}}, "base must be of type str"),
+        ({"a": {"base": "b.yaml", **WHOLE}, "b": {"model": {"widht": 1}}}, r"model\.widht; did you mean width"),
+        ({"a": {"base": "b.yaml"}, "b": {**WHOLE, "data": {}}}, r"lacks data\.train"),
+        ({"a": {"bas": "b.yaml", **WHOLE}}, r"unknown recipe key bas; did you mean base\?"),
+        ({"a": {"base": "b.yaml", "training": 3}, "b": WHOLE}, "training must be a section"),
+    ],
+)
+def test_faults_of_a_base(tmp_path, files, message):
+    for name, raw in files.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(raw))
+    with pytest.raises(RefsegError, match=message):
+        load_recipe(tmp_path / "a.yaml")

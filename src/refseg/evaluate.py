@@ -89,7 +89,8 @@ def evaluate(
     Raises RefsegError if there are no rows or not one photograph could be scored.
     """
     image_size = getattr(segmenter, "image_size", None)
-    probabilities = protocol is not NATIVE and hasattr(segmenter, "mask_logits")
+    refined = getattr(segmenter, "refine", None) is not None  # then the masks alone are what a user gets
+    probabilities = protocol is not NATIVE and hasattr(segmenter, "mask_logits") and not refined
     if protocol.square == "half" and image_size is None:
         raise RefsegError(f"the protocol {protocol.name} scores at half the network's input; give its image_size")
     report = Report(

@@ -86,6 +86,9 @@ class Recipe:
     """Fields of `SHNetConfig`."""
     data: DataRecipe
     training: TrainingRecipe
+    base: str | None = None
+    """A recipe that this one changes, relative to its own folder: what stands here replaces single values there, and
+    lists whole."""
     start: str | None = None
     """A trained model to go on from: `shipped`, a folder or a hub id. Its shapes and its words stay, new words join;
     `model` holds what else shall differ."""
@@ -100,24 +103,46 @@ class Recipe:
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe; overrides such as `training.max_steps=100` replace single values.
 
-    Paths in it are relative to the folder refseg is started from. Raises RefsegError.
+    Paths in it, but for its base, are relative to the folder refseg is started from. Raises RefsegError.
     """
+    recipe: Recipe = _build(Recipe, _read(path, overrides), "")
+    _check_model(recipe.model)
+    if recipe.start and recipe.backbone_weights:
+        raise RefsegError("start brings its own backbone; leave out one of start and backbone_weights")
+    _check_values(recipe.data, recipe.training)
+    return recipe
+
+
+def _read(path: Path, overrides: Sequence[str] = (), above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe's keys, overridden, then laid over those of its base."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as fault:
-        raise RefsegError(f"there is no recipe {path}; see the folder recipes/ for some") from fault
+        named = f", the base of {above[-1]}" if above else "; see the folder recipes/ for some"
+        raise RefsegError(f"there is no recipe {path}{named}") from fault
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
         raise RefsegError(f"{path} cannot be read as YAML: {' '.join(str(fault).split())}") from fault
     if not isinstance(raw, dict):
         raise RefsegError(f"{path} is not a recipe; it needs the sections model, data and training")
     for override in overrides:
         _override(raw, override)
-    recipe: Recipe = _build(Recipe, raw, "")
-    _check_model(recipe.model)
-    if recipe.start and recipe.backbone_weights:
-        raise RefsegError("start brings its own backbone; leave out one of start and backbone_weights")
-    _check_values(recipe.data, recipe.training)
-    return recipe
+    if raw.get("base") is None:
+        return raw
+    base = path.parent / _cast_plain(str, raw["base"], "base")
+    if base.resolve() in {file.resolve() for file in (*above, path)}:
+        raise RefsegError(f"{path} builds on itself by way of base: {raw['base']}; name another recipe or none")
+    return _lay(raw, _read(base, above=(*above, path)))
+
+
+def _lay(upper: dict[str, Any], lower: dict[str, Any]) -> dict[str, Any]:
+    """Both, section by section; where they differ, the upper one's values."""
+    laid = dict(upper)
+    for key, value in lower.items():
+        if key not in laid:
+            laid[key] = value
+        elif isinstance(value, dict) and isinstance(laid[key], dict):
+            laid[key] = _lay(laid[key], value)
+    return laid
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

@@ -67,6 +67,9 @@ def evaluate(
     swaps: Annotated[
         bool, typer.Option("--swaps", help="Also exchange left and right: does the mask move to the other referent?")
     ] = False,
+    crf: Annotated[
+        bool, typer.Option("--crf", help="Refine each mask by a dense CRF, as older methods do; takes seconds each.")
+    ] = False,
     out: Out = None,
     as_json: AsJson = False,
     device: Device = "auto",
@@ -91,9 +94,16 @@ def evaluate(
         from refseg.card import need_matplotlib
 
         need_matplotlib()
+    if crf:
+        from refseg.crf import need_crf, refine
+
+        need_crf()
     rows = [row for spec in data for row in load_rows(spec, seed=seed)]
     shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
     segmenter = load_model(model, _own_device(device) if shared else device)
+    if crf:
+        segmenter.refine = refine
+        model += " + dense CRF"
     result = score(
         segmenter,
         rows,
