@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from refseg.model.fusion import SFM, ConcatFusion, average_word, last_word, word_attention
+from refseg.model.fusion import SFM, ConcatFusion, attention, average_word, last_word
 
 B, C, H, W, T = 2, 8, 3, 5, 4
 MASK = torch.tensor([[True, True, True, True], [True, True, False, False]])
@@ -104,7 +104,7 @@ def test_no_word_at_all_divides_by_nothing():
     assert last_word(words, torch.zeros(1, 3, dtype=torch.bool)).tolist() == [[0.0, 0.0]]
 
 
-def test_word_attention_is_what_the_pixels_take_from_the_words(level, words, monkeypatch):
+def test_attention_is_what_the_layers_attend_to(level, words, monkeypatch):
     """Against the layers' own attention, handed one-hot values, which it turns into its weights."""
     fusion, weights, attend = sfm(), [], F.scaled_dot_product_attention
 
@@ -115,12 +115,11 @@ def test_word_attention_is_what_the_pixels_take_from_the_words(level, words, mon
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
     before = fusion(level, words, MASK)[0]
-    maps = word_attention(fusion, level, words, MASK)
-    mean = torch.stack(weights[:2]).mean(dim=0)
-    for y in range(H):
-        for x in range(W):
-            torch.testing.assert_close(maps[:, :, y, x], mean[:, y * W + x, H * W :])
-    assert (maps[~MASK] == 0).all() and (maps[MASK] > 0).all() and (maps.sum(dim=1) < 1).all()
+    shares = attention(fusion, level, words, MASK)
+    torch.testing.assert_close(shares, torch.stack(weights[:2]))
+    torch.testing.assert_close(shares.sum(dim=-1), torch.ones(2, B, H * W + T))
+    to_words = shares[..., H * W :].movedim(-1, 2)
+    assert (to_words[:, ~MASK] == 0).all() and (to_words[:, MASK] > 0).all()
     weights.clear()
     torch.testing.assert_close(fusion(level, words, MASK)[0], before)  # nothing stays behind
     assert all(not layer.query_key._forward_hooks for layer in fusion.layers)

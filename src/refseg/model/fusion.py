@@ -78,11 +78,12 @@ class AttentionLayer(nn.Module):
         return query, key, value
 
 
-def word_attention(sfm: SFM, level: Tensor, words: Tensor, mask: Tensor) -> Tensor:
-    """How much each pixel of a level attends to each word, (B, T, h, w): shares of the pixel's attention, 0..1.
+def attention(sfm: SFM, level: Tensor, words: Tensor, mask: Tensor) -> Tensor:
+    """What attends to what, (layers, B, hw+T, hw+T): shares of a query's attention, so that each row sums to 1.
 
-    The softmax of equation 1, mean over heads and layers; 0 for padded words. These are the weights by which the
-    words reach the pixels, and no proof of why a mask is as it is. One call at a time on the same network.
+    Queries by rows, keys by columns; pixels row by row, then words. The softmax of equation 1, mean over heads; padded
+    words get 0. These are the weights by which pixels and words reach each other, and no proof of why a mask is as it
+    is. One call at a time on the same network.
     """
     hw = level.shape[2] * level.shape[3]
     layers = [layer for layer in sfm.layers if isinstance(layer, AttentionLayer)]
@@ -97,9 +98,9 @@ def word_attention(sfm: SFM, level: Tensor, words: Tensor, mask: Tensor) -> Tens
     shares = []
     for layer, query_key in zip(layers, seen, strict=True):
         query, key = query_key.view(*query_key.shape[:2], 2, layer.heads, -1).permute(2, 0, 3, 1, 4)
-        likeness = (query[:, :, :hw] @ key.mT / query.shape[-1] ** 0.5).float()  # (B, heads, hw, hw+T)
-        shares.append(likeness.masked_fill(hidden, -torch.inf).softmax(dim=-1)[..., hw:].mean(dim=1))
-    return torch.stack(shares).mean(dim=0).mT.reshape(*mask.shape, *level.shape[2:])
+        likeness = (query @ key.mT / query.shape[-1] ** 0.5).float()  # (B, heads, hw+T, hw+T)
+        shares.append(likeness.masked_fill(hidden, -torch.inf).softmax(dim=-1).mean(dim=1))
+    return torch.stack(shares)
 
 
 class ConcatFusion(nn.Module):
@@ -117,7 +118,7 @@ class ConcatFusion(nn.Module):
 def last_word(words: Tensor, mask: Tensor) -> Tensor:
     """The LSTM's state after the sentence's last word, (B, C)."""
     last = mask.sum(dim=1).clamp(min=1) - 1
-    return words[torch.arange(len(words), device=words.device), last]
+    return words[torch.arange(words.shape[0], device=words.device), last]
 
 
 def average_word(words: Tensor, mask: Tensor) -> Tensor:
