@@ -11,34 +11,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from refseg.errors import RefsegError
+from refseg.model.graphs import AnswerGraph, ImageEncoderGraph
 
 if TYPE_CHECKING:
     from refseg.model.shnet import SHNet
-
-
-class _ImageEncoder(nn.Module):
-    def __init__(self, model: SHNet) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.model.encode(images))
-
-
-class _Answer(nn.Module):
-    """From the levels of one photograph and the words of B expressions to mask logits."""
-
-    def __init__(self, model: SHNet) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, words: Tensor, mask: Tensor, second: Tensor, third: Tensor, fourth: Tensor) -> Tensor:
-        levels = [level.expand(words.shape[0], -1, -1, -1) for level in (second, third, fourth)]
-        fused = [self.model.fusion(level, words, mask) for level in levels]
-        return self.model.decoder(self.model.aggregation(fused, mask))
 
 
 class OpenVINONetwork:
@@ -95,8 +74,8 @@ def _convert(model: SHNet) -> tuple[Any, Any]:
         warnings.simplefilter("ignore")  # the tracer's, about sizes that are constants here
         levels, mask = model.encode(images), ids > 0
         words = model.text_encoder(ids, mask)
-        encoder = openvino.convert_model(_ImageEncoder(model), example_input=(images,), input=list(images.shape))
-        answer = openvino.convert_model(_Answer(model), example_input=(words, mask, *levels))
+        encoder = openvino.convert_model(ImageEncoderGraph(model), example_input=(images,), input=list(images.shape))
+        answer = openvino.convert_model(AnswerGraph(model), example_input=(words, mask, *levels))
     grid = [1, config.width, config.grid, config.grid]
     answer.reshape(dict(enumerate([[-1, -1, config.width], [-1, -1], grid, grid, grid])))
     return encoder, answer

@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
-from typing import Protocol, overload
+from typing import TYPE_CHECKING, Protocol, overload, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from refseg.calibration import Calibration, Verdict
+from refseg.checkpoints import OTHER_TYPES, find_checkpoint, read_shnet
 from refseg.data.transforms import to_photograph, to_square
 from refseg.errors import RefsegError
-from refseg.model.fusion import SFM, word_attention
-from refseg.model.shnet import SHNet, SHNetConfig
+from refseg.model.fusion import SFM, attention
+from refseg.model.shnet import SHNet
 from refseg.photo import PhotoSource, read_photo
 from refseg.segmentation import Segmentation
 from refseg.words import UNKNOWN, Tokens, WordTokenizer
+
+if TYPE_CHECKING:
+    from refseg.others import BytePairTokenizer, OtherModel
+    from refseg.report import Report
 
 MAX_CHARACTERS = 1000
 """The longest expression that is accepted; the model reads far less of it."""
 
 ENGINES = ("torch", "openvino")
 PRECISIONS = ("float32", "bfloat16", "int8")
-
-_SHIPPED = Path(__file__).parent / "weights"
-_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
 class Network(Protocol):
@@ -46,6 +44,14 @@ class Network(Protocol):
 
     def __call__(self, ids: Tensor, mask: Tensor, *, levels: tuple[Tensor, ...]) -> Tensor:
         """Mask logits (B, 1, 4h, 4w) of expressions ids (B, T), mask (B, T)."""
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """A network that finds instances, and says how sure it is of them."""
+
+    def detect(self, ids: Tensor, mask: Tensor, *, levels: tuple[Tensor, ...]) -> tuple[Tensor, list[float]]:
+        """Mask logits as a `Network` gives them, and each answer's score, 0..1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +72,13 @@ class EncodedPhoto:
 class Segmenter:
     """Finds in photographs what expressions describe. `load` makes one."""
 
+    refine: Callable[[Image.Image, Tensor], Tensor] | None = None
+    """Changes an answer's probabilities (H, W) before they are decided, given the photograph; see `refseg.crf`."""
+
     def __init__(
         self,
-        model: SHNet,
-        tokenizer: WordTokenizer,
+        model: SHNet | OtherModel,
+        tokenizer: WordTokenizer | BytePairTokenizer,
         device: str = "cpu",
         threshold: float | None = None,
         network: Network | None = None,
@@ -138,43 +147,81 @@ class Segmenter:
     @torch.inference_mode()
     def mask_logits(self, encoded: EncodedPhoto, expressions: Sequence[str]) -> Tensor:
         """What the network says before anything is decided: (E, 1, 4h, 4w) float32 over the square input."""
-        return self._mask_logits(encoded, self.tokenizer(_clean_all(expressions)))
+        return self._answer(encoded, self.tokenizer(_clean_all(expressions)))[0]
 
     @torch.inference_mode()
-    def word_attention(self, encoded: EncodedPhoto, expression: str) -> list[tuple[str, npt.NDArray[np.float32]]]:
-        """Each word that is read, and how much every place attends to it: (h, w) over the square input, 0..1.
+    def attention(self, encoded: EncodedPhoto, expression: str) -> tuple[list[str], npt.NDArray[np.float32]]:
+        """The T words that are read, and what attends to what in SFM: (3, layers, hw+T, hw+T), 0..1.
 
-        The mean over the levels of `refseg.model.fusion.word_attention`. Raises RefsegError if the model has no SFM.
+        Level by level, of each what `refseg.model.fusion.attention` says. Raises RefsegError if the model has no SFM.
         """
-        fusion = self.model.fusion
-        if not isinstance(fusion, SFM):
+        if not isinstance(self.model, SHNet) or not isinstance(fusion := self.model.fusion, SFM):
             raise RefsegError("this model fuses without attention; load one whose config says fusion: sfm")
         tokens = self.tokenizer([clean_expression(expression)])
         mask = tokens.mask.to(self.device)
         words = self.model.text_encoder(tokens.ids.to(self.device), mask)
-        maps = torch.stack([word_attention(fusion, level, words, mask)[0] for level in encoded.levels[:3]]).mean(dim=0)
+        shares = torch.stack([attention(fusion, level, words, mask)[:, 0] for level in encoded.levels[:3]])
         unknown = iter(tokens.unknown[0])
         known = [self.tokenizer.tokenizer.id_to_token(number) or "" for number in tokens.ids[0].tolist()]
-        read = [next(unknown, "") if word == UNKNOWN else word for word in known]
-        return list(zip(read, maps.cpu().numpy(), strict=True))
+        return [next(unknown, "") if word == UNKNOWN else word for word in known], shares.cpu().numpy()
 
-    def _mask_logits(self, encoded: EncodedPhoto, tokens: Tokens) -> Tensor:
+    def word_attention(self, encoded: EncodedPhoto, expression: str) -> list[tuple[str, npt.NDArray[np.float32]]]:
+        """Each word that is read, and how much every place attends to it: (h, w) over the square input, 0..1.
+
+        The mean of `attention` over levels and layers. Raises RefsegError if the model has no SFM.
+        """
+        words, shares = self.attention(encoded, expression)
+        h, w = encoded.levels[0].shape[2:]
+        return list(zip(words, shares.mean(axis=(0, 1))[: h * w, h * w :].T.reshape(-1, h, w), strict=True))
+
+    def save_pretrained(
+        self, folder: str | PathLike[str], *, report: Report | None = None, license: str = "apache-2.0"
+    ) -> None:
+        """Writes the checkpoint, its vocabulary and a model card (README.md); `load` reads the folder.
+
+        `report` (see `refseg.report.read_report`) puts its scores and their protocol on the card; `license` is the
+        hub's name of the weights' licence. Raises RefsegError for another network than SHNet.
+        """
+        from refseg.hub import save
+
+        save(self, folder, report, license)
+
+    def push_to_hub(
+        self, name: str, *, report: Report | None = None, license: str = "apache-2.0", private: bool = False
+    ) -> str:
+        """Uploads what `save_pretrained` writes to the hub as "org/name"; returns the page's address.
+
+        It needs a login (`hf auth login`) or the environment's HF_TOKEN. Raises RefsegError where the hub refuses.
+        """
+        from refseg.hub import push
+
+        return push(self, name, report, license, private)
+
+    def _answer(self, encoded: EncodedPhoto, tokens: Tokens) -> tuple[Tensor, list[float] | None]:
+        """Mask logits, and the scores of a network that has its own."""
         ids, mask = tokens.ids.to(self.device), tokens.mask.to(self.device)
-        return self.network(ids, mask, levels=encoded.levels).float()
+        if isinstance(self.network, Detector):
+            mask_logits, scores = self.network.detect(ids, mask, levels=encoded.levels)
+            return mask_logits.float(), scores
+        return self.network(ids, mask, levels=encoded.levels).float(), None
 
     def _segment_batch(self, encoded: EncodedPhoto, expressions: list[str], threshold: float) -> list[Segmentation]:
         tokens = self.tokenizer(expressions)
-        mask_logits = self._mask_logits(encoded, tokens)  # (B, 1, 4h, 4w)
+        mask_logits, scores = self._answer(encoded, tokens)  # (B, 1, 4h, 4w)
         answers = []
         for number, expression in enumerate(expressions):
             # One at a time: at the size of a large photograph a whole batch would not fit into memory.
             probability = to_photograph(mask_logits[number : number + 1], encoded.size)[0]  # (H, W)
+            if self.refine:
+                probability = self.refine(encoded.photo, probability)
             mask = probability > threshold
             words, unknown = int(tokens.mask[number].sum()), tokens.unknown[number]
             if not mask.any():
                 verdict = Verdict(0.0, False if self.calibration and self.calibration.found else None)
             elif self.calibration:
                 verdict = self.calibration.judge(mask_logits[number], threshold, len(unknown), words)
+            elif scores is not None:
+                verdict = Verdict(scores[number], None)
             else:
                 verdict = Verdict(min(float(probability[mask].mean()), 1.0), None)
             answers.append(
@@ -202,13 +249,14 @@ def load(
 ) -> Segmenter:
     """A segmenter from the shipped model (None), a checkpoint's folder, or a Hugging Face hub id "org/name".
 
+    "clipseg" and "sam3", or a folder that holds one of them, give these models behind the same calls (docs/models.md).
     A hub model that is in the local cache is used without the network. `device` is "auto" (CUDA, else MPS,
     else CPU), "cpu", "cuda", "cuda:1" or "mps". `threshold` overrides the model's own.
 
     `engine` "openvino" computes on the CPU by OpenVINO. `precision` "bfloat16" suits hardware that computes in it;
     "int8", for OpenVINO alone, takes its ranges from the photographs `calibrate_on`, 30 or more. docs/speed.md says
-    what each gains and loses. Raises RefsegError if the checkpoint is incomplete, damaged or not an SHNet, or if the
-    device or the engine is not there.
+    what each gains and loses. Raises RefsegError if the checkpoint is incomplete, damaged or of an unknown type, or
+    if the device or the engine is not there.
     """
     if engine not in ENGINES:
         raise RefsegError(f"unknown engine {engine!r}; one of: {', '.join(ENGINES)}")
@@ -219,18 +267,14 @@ def load(
     chosen = "cpu" if engine == "openvino" and device == "auto" else _choose_device(device)
     if engine == "openvino" and chosen != "cpu":
         raise RefsegError(f"the engine openvino computes on the CPU, not on {chosen}; leave device out")
-    folder = _SHIPPED if model is None else _find_folder(model)
-    for name in _FILES:
-        if not (folder / name).is_file():
-            cure = "install refseg anew" if model is None else "copy the whole checkpoint"
-            raise RefsegError(f"the model folder {folder} lacks {name}; {cure}")
-    network = _load_network(folder)
-    tokenizer = WordTokenizer.from_pretrained(folder, network.config.max_words)
-    if len(tokenizer) > network.config.vocabulary:
-        raise RefsegError(
-            f"{folder} mixes two models: {len(tokenizer)} words in tokenizer.json and "
-            f"{network.config.vocabulary} in config.json; copy one whole checkpoint"
-        )
+    folder, kind = find_checkpoint(model)
+    if kind in OTHER_TYPES:
+        if engine != "torch" or precision != "float32":
+            raise RefsegError(f"{kind} is computed by torch in float32; leave engine and precision out")
+        from refseg.others import read_other
+
+        return Segmenter(*read_other(folder, kind), chosen, threshold)
+    network, tokenizer = read_shnet(folder)
     form: Network | None = None
     if engine == "openvino":
         from refseg.openvino_engine import OpenVINONetwork
@@ -312,74 +356,3 @@ def _choose_device(device: str) -> str:
     except (RuntimeError, AssertionError) as fault:
         raise RefsegError(f"this machine has no usable device {device!r}; use device='auto'") from fault
     return str(device)
-
-
-def _find_folder(model: str | PathLike[str]) -> Path:
-    folder = Path(model)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise RefsegError(f"{folder} is a file; give the folder of the checkpoint")
-    if not isinstance(model, str) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model):
-        raise RefsegError(f"there is no model folder {str(model)!r}; give a checkpoint's folder or a hub id 'org/name'")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        try:
-            return Path(snapshot_download(model, allow_patterns=list(_FILES), local_files_only=True))
-        except LocalEntryNotFoundError:
-            return Path(snapshot_download(model, allow_patterns=list(_FILES)))
-    except Exception as fault:  # no such repository, no network, no permission, a malformed id
-        raise RefsegError(
-            f"there is no folder {model} and the hub gave no model of that name; "
-            "check the spelling and the network, or give a checkpoint's folder"
-        ) from fault
-
-
-def _load_network(folder: Path) -> SHNet:
-    again = "copy the checkpoint again"
-    try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-        if kind != SHNetConfig.model_type:
-            raise RefsegError(f"{folder} holds a model of type {kind}, not shnet; give an SHNet checkpoint")
-        with _quiet_transformers():
-            network: SHNet
-            network, report = SHNet.from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # they are reported, and refused below
-                output_loading_info=True,
-                dtype=torch.float32,
-            )
-    except RefsegError:
-        raise
-    except Exception as fault:  # damaged JSON or safetensors, values of a config that build no network
-        reason = (str(fault) or type(fault).__name__).strip().splitlines()[0]
-        raise RefsegError(f"{folder} holds no usable SHNet ({reason}); {again}") from fault
-    mismatched = {name for name, *_ in report["mismatched_keys"]}
-    differing = sorted(mismatched | report["missing_keys"] | report["unexpected_keys"])
-    if differing:
-        raise RefsegError(
-            f"the weights in {folder} do not fit its config.json "
-            f"({len(differing)} differ, such as {differing[0]}); {again}"
-        )
-    values = [value for value in network.state_dict().values() if value.is_floating_point()]
-    if not all(bool(value.isfinite().all()) for value in values):
-        raise RefsegError(f"the weights in {folder} hold values that are not finite numbers; {again}")
-    return network
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Without the library's progress bar and its table of weights that do not fit; ours is one sentence."""
-    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bar:
-            transformers_logging.enable_progress_bar()

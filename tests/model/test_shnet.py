@@ -7,7 +7,8 @@ from refseg.errors import RefsegError
 from refseg.losses import mask_loss
 from refseg.model.shnet import SHNet, SHNetConfig
 
-FUSIONS, AGGREGATIONS = ("sfm", "concat"), ("hcam", "conv3d", "convlstm", "sum")
+FUSIONS = ("sfm", "concat")
+AGGREGATIONS = ("hcam", "conv3d", "convlstm", "mgate", "tgfe", "gbfm", "sum")
 IDS = torch.tensor([[3, 4, 5, 6, 7], [8, 9, 0, 0, 0], [4, 0, 0, 0, 0]])
 MASK = IDS > 0
 EXACT = {"rtol": 1e-4, "atol": 1e-5}

@@ -17,8 +17,12 @@ import typer
 
 from refseg.cli.arguments import split_overrides
 from refseg.cli.benchmarking import bench
+from refseg.cli.converting import convert
 from refseg.cli.datasets import audit, prepare, verify
+from refseg.cli.exporting import export
+from refseg.cli.figures import figure
 from refseg.cli.files import ensure_writable
+from refseg.cli.labelling import label
 from refseg.cli.scoring import calibrate, evaluate, report, score
 from refseg.cli.segmenting import SHIPPED, describe, load_model, segment
 from refseg.cli.serving import serve
@@ -35,16 +39,20 @@ data = typer.Typer(
     no_args_is_help=True, help="Makes expressions and scenes to train on, and reads the published datasets."
 )
 app.command(no_args_is_help=True)(segment)
+app.command(no_args_is_help=True)(label)
 app.command(no_args_is_help=True)(evaluate)
 app.command(no_args_is_help=True)(score)
 app.command(no_args_is_help=True)(report)
 app.command(no_args_is_help=True)(calibrate)
 app.command()(serve)
 app.command()(bench)
+app.command(no_args_is_help=True)(export)
 data.command(no_args_is_help=True)(prepare)
 data.command(no_args_is_help=True)(verify)
 data.command(no_args_is_help=True)(audit)
 app.add_typer(data, name="data")
+app.add_typer(convert, name="convert")
+app.add_typer(figure, name="figure")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -127,6 +135,10 @@ def expressions(
     seed: Annotated[int, typer.Option(help="Another seed chooses other expressions.")] = 0,
     per_photo: Annotated[int, typer.Option(min=1, help="At most so many expressions of a photograph.")] = 40,
     split: Annotated[str, typer.Option(help="A name that every row carries, for example val.")] = "",
+    sentences: Annotated[
+        Path | None,
+        typer.Option(help="Take these instead: JSON lines with image_id, annotations (ids) and expression."),
+    ] = None,
 ) -> None:
     """Writes referring expressions for segments that have none, and counts what it wrote.
 
@@ -134,12 +146,17 @@ def expressions(
 
     \b
     refseg data expressions instances.json --images photos --out table.jsonl
+    refseg data expressions instances.json --sentences typed.jsonl --out table.jsonl
     """
     from refseg.data.table import write_table
     from refseg.data.templates import generate, statistics
+    from refseg.data.typed import typed_rows
 
     ensure_writable(out.parent)
-    rows = list(generate(instances, images, seed=seed, per_photo=per_photo, split=split))
+    if sentences is None:
+        rows = list(generate(instances, images, seed=seed, per_photo=per_photo, split=split))
+    else:
+        rows = list(typed_rows(instances, sentences, images, split=split))
     if not rows:
         raise RefsegError(f"{instances} yields no expressions; it needs photographs with labelled segments")
     write_table(out, rows)

@@ -5,18 +5,20 @@ Comprehensive Multi-Modal Interactions for Referring Image Segmentation, Finding
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from refseg.errors import RefsegError
 from refseg.model.aggregation import HCAM, Conv3DAggregation, ConvLSTMAggregation, SumAggregation
 from refseg.model.decoder import Decoder
 from refseg.model.fusion import SFM, ConcatFusion
+from refseg.model.gated_aggregation import GBFM, MGATE, TGFE
 from refseg.model.image_encoder import ImageEncoder, Levels, build_backbone
 from refseg.model.text_encoder import TextEncoder
 
@@ -29,6 +31,9 @@ AGGREGATIONS: dict[str, Callable[[SHNetConfig], nn.Module]] = {
     "hcam": lambda config: HCAM(config.width, config.dropout),
     "conv3d": lambda config: Conv3DAggregation(config.width),
     "convlstm": lambda config: ConvLSTMAggregation(config.width),
+    "mgate": lambda config: MGATE(config.width),
+    "tgfe": lambda config: TGFE(config.width),
+    "gbfm": lambda config: GBFM(config.width),
     "sum": lambda config: SumAggregation(),
 }
 
@@ -66,7 +71,7 @@ class SHNetConfig(PretrainedConfig):
     fusion_ffn: int = 256
     position: bool = True
     aggregation: str = "hcam"
-    """`hcam`, or one of its alternatives `conv3d`, `convlstm`, `sum`."""
+    """`hcam`, or one of its alternatives `conv3d`, `convlstm`, `mgate`, `tgfe`, `gbfm`, `sum`."""
     aspp_rates: list[int] | tuple[int, ...] = (3, 6, 12)
     decoder_widths: list[int] | tuple[int, ...] = (128, 64, 32)
     """Channels of the three convolutions at h, 2h and 4h."""
@@ -100,14 +105,25 @@ class SHNetConfig(PretrainedConfig):
         for name, valid in (("fusion", FUSIONS), ("aggregation", tuple(AGGREGATIONS))):
             if getattr(self, name) not in valid:
                 raise RefsegError(f"unknown {name} {getattr(self, name)!r}; one of: {', '.join(valid)}")
-        for name in ("image_size", "vocabulary", "max_words", "word_size", "width", "fusion_heads", "fusion_layers"):
+        for name in ("vocabulary", "max_words", "word_size", "width", "fusion_heads", "fusion_layers", "fusion_ffn"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise RefsegError(f"{name} is {value!r}; give a whole number from 1 up")
+        for name, low, high in (("image_size", 16, 4096), ("grid", 2, 256)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or not low <= value <= high:
+                raise RefsegError(f"{name} is {value!r}; give a whole number from {low} to {high}")
+        for name in ("pixel_mean", "pixel_std"):
+            values = getattr(self, name)
+            numbers = len(values) == 3 and all(isinstance(value, int | float) for value in values)
+            if not numbers or not all(map(math.isfinite, values)) or (name == "pixel_std" and min(values) <= 0):
+                raise RefsegError(f"{name} is {values!r}; give three numbers, the backbone's statistics")
+        for name in ("aspp_rates", "decoder_widths"):
+            values = getattr(self, name)
+            if not all(isinstance(value, int) and value > 0 for value in values):
+                raise RefsegError(f"{name} is {values!r}; give whole numbers from 1 up")
         if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise RefsegError(f"dropout is {self.dropout!r}; give a number from 0 up to 1")
-        if not isinstance(self.grid, int) or self.grid < 2:
-            raise RefsegError(f"grid is {self.grid!r}; give a whole number from 2 up")
         if self.width % self.fusion_heads:
             raise RefsegError(f"width {self.width} does not divide among {self.fusion_heads} fusion_heads")
         if len(self.decoder_widths) != 3:
@@ -230,3 +246,8 @@ def build_fusion(config: SHNetConfig) -> nn.Module:
 
 def build_aggregation(config: SHNetConfig) -> nn.Module:
     return AGGREGATIONS[config.aggregation](config)
+
+
+# `AutoModel.from_pretrained(folder)` gives an SHNet once this file is imported, as by `from refseg import SHNet`.
+AutoConfig.register(SHNetConfig.model_type, SHNetConfig, exist_ok=True)
+AutoModel.register(SHNetConfig, SHNet, exist_ok=True)

@@ -1,0 +1,79 @@
+"""Segments one photograph by an exported model, with numpy, Pillow, onnxruntime and tokenizers alone.
+
+refseg export --out exported
+python examples/onnx_only.py street.jpg "the red bag" --model exported --out mask.png
+"""
+
+import argparse
+import json
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+from tokenizers import Tokenizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("photo", type=Path)
+    parser.add_argument("expression")
+    parser.add_argument("--model", type=Path, required=True, help="what refseg export wrote")
+    parser.add_argument("--out", type=Path, default=Path("mask.png"), help="a PNG, white at the referent")
+    options = parser.parse_args()
+    plan = json.loads((options.model / "preprocessing.json").read_text(encoding="utf-8"))
+    encoder, decoder = (
+        onnxruntime.InferenceSession(str(options.model / plan[part]["file"]))
+        for part in ("image_encoder", "expression_decoder")
+    )
+    photo = ImageOps.exif_transpose(Image.open(options.photo)).convert("RGB")
+    levels = encoder.run(None, {"images": to_square(photo, plan["image"])})
+    ids, mask = to_words(options.expression, options.model, plan["words"])
+    (logits,) = decoder.run(
+        None, {"ids": ids, "mask": mask, "second": levels[0], "third": levels[1], "fourth": levels[2]}
+    )
+    probability = 1 / (1 + np.exp(-resize(logits[0, 0], (photo.height, photo.width))))
+    found = probability > plan["mask"]["threshold"]
+    Image.fromarray(found.astype(np.uint8) * 255).save(options.out)
+    print(f"{options.out}: {found.mean():.1%} of the photograph")
+
+
+def to_square(photo: Image.Image, plan: dict) -> np.ndarray:
+    """The photograph as (1, 3, S, S) float32 in 0..1; the training's statistics are inside the graph."""
+    side = plan["side"]
+    square = photo.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=plan["reducing_gap"])
+    return np.asarray(square, dtype=np.float32).transpose(2, 0, 1)[None] / 255
+
+
+def to_words(expression: str, folder: Path, plan: dict) -> tuple[np.ndarray, np.ndarray]:
+    """ids (1, T) int64 and mask (1, T) bool, padded to the T words that the graph reads."""
+    tokenizer = Tokenizer.from_file(str(folder / plan["file"]))
+    plain = tokenizer.normalizer.normalize_str(expression)
+    words = [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(plain)]
+    found = [(tokenizer.token_to_id(word), word) for word in words]
+    known = [number for number, word in found if number is not None or not is_punctuation(word)] or [None]
+    ids = np.full((1, plan["max_words"]), plan["padding"]["id"], dtype=np.int64)
+    read = known[: plan["max_words"]]
+    ids[0, : len(read)] = [plan["unknown"]["id"] if number is None else number for number in read]
+    return ids, np.arange(plan["max_words"])[None] < len(read)
+
+
+def is_punctuation(word: str) -> bool:
+    return all(unicodedata.category(character).startswith("P") for character in word)
+
+
+def resize(logits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Bilinear with half-pixel centres, as refseg brings mask logits (h, w) to a photograph's (H, W)."""
+    for length in size:  # rows first; each turn brings the other axis to the front
+        whole = len(logits)
+        place = np.maximum((np.arange(length) + 0.5) * (whole / length) - 0.5, 0)
+        low = np.minimum(place.astype(np.int64), whole - 1)
+        high = np.minimum(low + 1, whole - 1)
+        share = (place - low).astype(np.float32)[:, None]
+        logits = (logits[low] * (1 - share) + logits[high] * share).T
+    return logits
+
+
+if __name__ == "__main__":
+    main()
