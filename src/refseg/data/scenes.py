@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 RGB = tuple[int, int, int]
 
-VERSION = 3
+VERSION = 4
 """Goes up whenever the same seed would render other pixels, so that caches of older scenes are left alone."""
 
 COLOURS: dict[str, RGB] = {
@@ -73,7 +73,7 @@ _MARKS_PER_SIDE = 11
 _MARKED = 0.35
 """Share of a stripe that is marked; less than half of a shape in every marking, so that its colour stays its colour."""
 
-_LEAST_VISIBLE = 0.55
+_LEAST_VISIBLE = 0.65
 """A shape less visible than this share of itself is no longer recognised by its outline."""
 
 _LEAST_CONTRAST = 90.0
@@ -242,7 +242,7 @@ def _place(rng: np.random.Generator, shape: _Shape, placed: list[_Placed], pixel
     height, width = pixels.shape[:2]
     n = len(shape.coverage)
     spill = n // 8
-    for _ in range(40):
+    for _ in range(100):
         top, left = (int(rng.integers(-spill, side - n + spill + 1)) for side in (height, width))
         rows, columns = slice(max(top, 0), min(top + n, height)), slice(max(left, 0), min(left + n, width))
         coverage = shape.coverage[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
@@ -268,11 +268,17 @@ def _tolerates(behind: _Placed, shape: _Shape, mask: Bools) -> bool:
 
 
 def _marked(rng: np.random.Generator, label: str, rgb: Floats, n: int, side: int) -> Floats:
-    """The colour with the marking of its kind in a darker shade (a lighter one of black), (n, n, 3)."""
+    """The colour with the marking of its kind in another shade, (n, n, 3)."""
     down, right = np.mgrid[0:n, 0:n] / (side / _MARKS_PER_SIDE) + rng.uniform(0, 1, 2).reshape(2, 1, 1)
-    marked = _MARKINGS[label](*(lines % 1 < _MARKED for lines in (down, right, down + right)))
-    shade = rgb * 0.55 if rgb.max() > 60 else rgb + 60  # black has no darker shade
-    return np.where(marked[..., None], shade, rgb)
+    marked = _MARKINGS[label](down % 1, right % 1, *np.mgrid[-1 : 1 : n * 1j, -1 : 1 : n * 1j])
+    return np.where(marked[..., None], _shade(rgb), rgb)
+
+
+def _shade(rgb: Floats) -> Floats:
+    """A darker shade that no name of another colour fits; black has none, and much darker white would be grey."""
+    if rgb.max() <= 60:
+        return rgb + 60
+    return rgb * (0.73 if rgb.min() > 230 else 0.55)
 
 
 def _coverage(rng: np.random.Generator, label: str, radius: float) -> Floats:
@@ -337,13 +343,14 @@ _OUTLINES: dict[str, Callable[[], Floats]] = {
 }
 
 # As real kinds of things have their texture: a network tells textures apart long before outlines.
-# From horizontal, vertical and diagonal stripes, each (n, n): what is marked.
-_MARKINGS: dict[str, Callable[[Bools, Bools, Bools], Bools]] = {
-    "circle": lambda rows, columns, diagonals: rows & False,
-    "square": lambda rows, columns, diagonals: rows,
-    "triangle": lambda rows, columns, diagonals: columns,
-    "star": lambda rows, columns, diagonals: rows & ~columns,
-    "heart": lambda rows, columns, diagonals: diagonals,
-    "ring": lambda rows, columns, diagonals: rows & False,
-    "cross": lambda rows, columns, diagonals: rows & columns,
+# From how far a pixel stands within its horizontal and its vertical stripe (0..1), and within the shape (-1..1),
+# each (n, n): whether it is marked.
+_MARKINGS: dict[str, Callable[[Floats, Floats, Floats, Floats], Bools]] = {
+    "circle": lambda down, right, y, x: down < 0,
+    "square": lambda down, right, y, x: down < _MARKED,
+    "triangle": lambda down, right, y, x: right < _MARKED,
+    "star": lambda down, right, y, x: np.hypot(x, y) < 0.36,
+    "heart": lambda down, right, y, x: (down + right) % 1 < _MARKED,
+    "ring": lambda down, right, y, x: np.arctan2(y, x) * 5 / np.pi % 1 < _MARKED,
+    "cross": lambda down, right, y, x: (down < 0.55) & (right < 0.55),
 }
