@@ -13,7 +13,7 @@ from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from refseg.data.table import encode_mask
 from refseg.errors import RefsegError
+
+if TYPE_CHECKING:
+    from supervision import Detections
 
 Mask = npt.NDArray[np.bool_]
 Colour = tuple[int, int, int]
@@ -97,6 +100,12 @@ class Segmentation:
             "unknown_words": list(self.unknown_words),
             "truncated": self.truncated,
         }
+
+    def to_supervision(self) -> Detections:
+        """A `supervision.Detections` of one, or of none if the mask is empty; see `refseg.annotation.supervision`."""
+        from refseg.annotation.supervision import to_supervision
+
+        return to_supervision([self])
 
     def overlay(self, *, caption: bool = True) -> Image.Image:
         """The photograph with the mask tinted and outlined; see the function `overlay`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,6 +27,10 @@ def serve(
     seconds: Annotated[float, typer.Option(max=3600, help="The longest time of one request.")] = 30,
     cache_photos: Annotated[int, typer.Option(help="The most encoded photographs that are kept.")] = 64,
     cache_memory: Annotated[float, typer.Option(help="The most memory that they fill, in MB.")] = 512,
+    label_studio: Annotated[
+        Path | None,
+        typer.Option(help="Also be Label Studio's ML backend, for photographs in this folder.", show_default=False),
+    ] = None,
 ) -> None:
     """Serves segmentation over HTTP, and a web page to try it.
 
@@ -33,6 +38,7 @@ def serve(
     refseg serve
     refseg serve --model runs/mine --port 9000
     curl -F photo=@street.jpg -F expressions="the red bag" localhost:8000/v1/segment
+    refseg serve --label-studio photos             connect http://127.0.0.1:8000/label-studio
 
     It ends with Ctrl-C or SIGTERM, after it has answered what it accepted.
     """
@@ -41,6 +47,7 @@ def serve(
     try:
         import uvicorn
 
+        from refseg.annotation.label_studio_backend import add_label_studio
         from refseg.serve import Limits, create_app
     except ImportError as fault:
         raise RefsegError(f'the server needs {fault.name}; pip install "refseg[serve]"') from fault
@@ -54,7 +61,11 @@ def serve(
         cached_photos=cache_photos,
         cached_bytes=cache_memory * 1_000_000,
     )
+    if label_studio is not None and not label_studio.is_dir():
+        raise RefsegError(f"there is no folder {label_studio}; give the folder of Label Studio's files")
     app = create_app(partial(load_model, model, device), limits, name=model)
+    if label_studio is not None:
+        add_label_studio(app, label_studio)
     server = uvicorn.Server(
         uvicorn.Config(
             app,

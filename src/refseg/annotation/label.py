@@ -1,0 +1,77 @@
+"""A folder of photographs labelled, one record a photograph; what computes them is an engine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from refseg.annotation.expressions import Plan, distinct
+from refseg.annotation.journal import Journal, Record, stamp
+from refseg.errors import RefsegError
+from refseg.segmenter import Segmenter
+
+Task = tuple[str, list[str]]
+"""A photograph relative to its folder, and the expressions that are asked of it."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A photograph that cannot be read, and why."""
+
+    photo: str
+    reason: str
+
+
+Engine = Callable[[Sequence[Task]], Iterable[Record | Skipped]]
+"""Answers tasks in any order, each once."""
+
+
+def remaining(plan: Plan, folder: Path, journal: Journal) -> list[Task]:
+    """What the journal lacks. Raises RefsegError if it holds answers to other expressions."""
+    finished = journal.finished(plan, folder)
+    return [(photo, distinct(labels)) for photo, labels in plan.items() if photo not in finished]
+
+
+def label(tasks: Sequence[Task], journal: Journal, engine: Engine) -> Iterator[Record | Skipped]:
+    """Does the tasks, and writes each photograph into the journal before it is handed out."""
+    for outcome in engine(tasks):
+        if not isinstance(outcome, Skipped):
+            journal.add(outcome)
+        yield outcome
+
+
+def one_after_the_other(segmenter: Segmenter, folder: Path) -> Engine:
+    """The engine that computes in this process."""
+    return lambda tasks: (answer(segmenter, folder, task) for task in tasks)
+
+
+def answer(segmenter: Segmenter, folder: Path, task: Task) -> Record | Skipped:
+    """One photograph, encoded once for all its expressions; every engine's work is this."""
+    photo, expressions = task
+    seen = stamp(folder / photo)  # before it is read: where it changes meanwhile, it is done once more
+    try:
+        encoded = segmenter.encode(folder / photo)
+    except RefsegError as fault:
+        return Skipped(photo, str(fault))
+    results = [result.to_dict() for result in segmenter.segment(encoded, expressions)]
+    return {"photo": photo, "stamp": seen, "size": list(encoded.size), "results": results}
+
+
+def identity(segmenter: Segmenter) -> dict[str, Any]:
+    """What decides an answer: a digest of weights, vocabulary and config, wherever they lie, and the threshold."""
+    config = segmenter.model.config
+    values = dict(config.to_dict() if hasattr(config, "to_dict") else vars(config))
+    for volatile in ("transformers_version", "_name_or_path"):
+        values.pop(volatile, None)
+    digest = hashlib.sha256()
+    digest.update(json.dumps([values, segmenter.tokenizer.vocabulary], sort_keys=True, default=str).encode())
+    for name, value in sorted(segmenter.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return {"model": digest.hexdigest()[:16], "threshold": segmenter.threshold}
