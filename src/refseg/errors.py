@@ -4,5 +4,9 @@
 class RefsegError(ValueError):
     """Input that cannot be used; the message is one sentence that names the cure.
 
-    Commands print it without a traceback and exit with code 2.
+    Commands print it without a traceback and exit with code 2. What no terminal shows, such as control characters of a
+    stranger's file, is replaced.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(letter if letter.isprintable() else "�" for letter in message))

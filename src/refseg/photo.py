@@ -76,7 +76,7 @@ def read_photo(source: PhotoSource) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _as_displayed(_from_array(source), "the array")
     if isinstance(source, bytes | bytearray | memoryview):
-        return _from_file(io.BytesIO(source), "the photograph given as bytes")
+        return _from_file(io.BytesIO(bytes(source)), "the photograph given as bytes")
     if isinstance(source, str | os.PathLike):
         return _from_path(os.fsdecode(source))
     raise RefsegError(
@@ -106,17 +106,20 @@ def _from_path(source: str) -> Image.Image:
 
 
 def _from_file(file: IO[bytes], name: str) -> Image.Image:
-    head = file.read(1024)
+    try:
+        head = file.read(1024)
+        file.seek(0)
+    except OSError as fault:
+        raise RefsegError(f"{name} cannot be read ({fault.strerror}); copy it to another place") from fault
     if not head:
         raise RefsegError(f"{name} is empty (0 bytes); give a photograph that has content")
-    file.seek(0)
     try:
         with _without_warnings():
             image = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError:
         raise RefsegError(_too_large(name, "too many")) from None
     except Exception as fault:  # a damaged header surfaces as any error of any decoder
-        raise RefsegError(_not_a_photograph(head, name)) from fault
+        raise RefsegError(_too_much_beside(fault, name) or _not_a_photograph(head, name)) from fault
     with image:
         return _as_displayed(image, name)
 
@@ -134,7 +137,8 @@ def _as_displayed(image: Image.Image, name: str) -> Image.Image:
     except RefsegError:
         raise
     except Exception as fault:  # damaged pixels surface as any error of any decoder
-        raise RefsegError(f"{name} is damaged or cut short ({_reason(fault)}); obtain it anew") from fault
+        damaged = f"{name} is damaged or cut short ({_reason(fault)}); obtain it anew"
+        raise RefsegError(_too_much_beside(fault, name) or damaged) from fault
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
     if rgb is not image:
@@ -201,6 +205,8 @@ def _from_array(array: npt.NDArray[np.generic]) -> Image.Image:
         raise RefsegError(f"an array of shape {shape or '()'} is not a photograph; {cure}")
     if array.size == 0:
         raise RefsegError(f"an array of shape {shape} has no pixels; give one that has some")
+    if array.shape[0] * array.shape[1] > MAX_PIXELS:  # before anything looks at every value
+        raise RefsegError(_too_large("the array", f"{array.shape[1]}×{array.shape[0]}"))
     if array.dtype != np.uint8:
         raise RefsegError(f"a photograph is a uint8 array of 0 to 255; {_dtype_cure(array)}")
     return Image.fromarray(array)
@@ -224,6 +230,13 @@ def _dtype_cure(array: npt.NDArray[np.generic]) -> str:
 
 def _too_large(name: str, size: str) -> str:
     return f"{name} has {size} pixels and the limit is {MAX_PIXELS // 1_000_000} million; scale it down first"
+
+
+def _too_much_beside(fault: Exception, name: str) -> str:
+    """The sentence for text or profiles that inflate to megabytes, at which Pillow stops; empty for other faults."""
+    if str(fault).startswith(("Decompressed data too large", "Too much memory used in text chunks")):
+        return f"{name} carries text or a colour profile of more than 1 MB; save it anew without metadata"
+    return ""
 
 
 def _not_a_photograph(head: bytes, name: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from refseg.checkpoints import load_shnet
 from refseg.data.batches import Collate, PhotoDataset, PhotoSampler, scaled_grid
 from refseg.data.sources import load_rows
 from refseg.data.table import Row, by_photograph
@@ -25,7 +28,6 @@ from refseg.model.image_encoder import Levels
 from refseg.model.position import pixels_position
 from refseg.model.shnet import SHNet, SHNetConfig
 from refseg.recipe import Recipe, TrainingRecipe, load_recipe
-from refseg.segmenter import load
 from refseg.vectors import learn_vectors, read_sentences, read_vectors
 from refseg.words import WordTokenizer
 
@@ -55,17 +57,18 @@ def run(path: Path, overrides: Sequence[str] = (), resume: bool = False) -> Path
     expressions = [row.expression for photo in photos for row in photo]
     sentences = [sentence for file in recipe.sentences for sentence in read_sentences(Path(file))]
     if recipe.start:
-        started = load(None if recipe.start == "shipped" else recipe.start, device="cpu")
-        tokenizer = started.tokenizer.extended(expressions, sentences)
-        model = continued_model(recipe, tokenizer, started.model)
+        started, vocabulary = load_shnet(None if recipe.start == "shipped" else recipe.start)
+        tokenizer = vocabulary.extended(expressions, sentences)
+        model = continued_model(recipe, tokenizer, started)
     else:
         tokenizer = WordTokenizer.from_expressions(expressions, sentences, max_words=recipe.model.get("max_words", 25))
         model = new_model(recipe, tokenizer, expressions + sentences)
     trainer = build_trainer(recipe, model, tokenizer, photos, Path(checkpoint) if checkpoint else None)
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.is_world_process_zero():
-        model.save_pretrained(output)
-        tokenizer.save_pretrained(output)
+        with _writing(output):
+            model.save_pretrained(output)
+            tokenizer.save_pretrained(output)
     return output
 
 
@@ -200,7 +203,12 @@ class Batches(DataLoader[Any]):
         batches = super().__iter__()
         while True:
             start = time.perf_counter()
-            batch = next(batches, None)
+            try:
+                batch = next(batches, None)
+            except RefsegError as fault:  # a worker puts its traceback in front
+                raise RefsegError(
+                    str(fault).strip().splitlines()[-1].removeprefix("refseg.errors.RefsegError: ")
+                ) from None
             self.waited += time.perf_counter() - start
             if batch is None:
                 return
@@ -208,7 +216,7 @@ class Batches(DataLoader[Any]):
 
 
 class RecipeTrainer(Trainer):
-    """`Trainer` with our batches, a rate of its own for the backbone, and a stop at a non-finite loss."""
+    """`Trainer` with our batches, a rate of its own for the backbone, whole checkpoints and finite numbers."""
 
     def __init__(self, recipe: TrainingRecipe, batches: Batches, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -244,11 +252,54 @@ class RecipeTrainer(Trainer):
         loss = super().compute_loss(*arguments, **keywords)
         value = loss[0] if isinstance(loss, tuple) else loss
         if not torch.isfinite(value):
-            raise RefsegError(
-                f"the loss is {value.item()} at step {self.state.global_step}; lower the learning rate "
-                "and resume from the last checkpoint"
-            )
+            raise self._not_finite(f"loss is {value.item()}")
         return loss
+
+    def _not_finite(self, what: str) -> RefsegError:
+        return RefsegError(
+            f"the {what} at step {self.state.global_step}; lower the learning rate and resume from the last checkpoint"
+        )
+
+    def _save_checkpoint(self, *arguments: Any, **keywords: Any) -> None:
+        """What is called checkpoint-N is whole, wherever the run is killed: until it is, it lies in `unfinished`."""
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise self._not_finite("weights are not finite")
+        output = Path(self.args.output_dir)
+        unfinished = output / "unfinished"
+        self.args.output_dir = str(unfinished)
+        with _writing(unfinished):
+            super()._save_checkpoint(*arguments, **keywords)
+            self.accelerator.wait_for_everyone()
+        self.args.output_dir = str(output)
+        if self.is_world_process_zero():
+            name = f"checkpoint-{self.state.global_step}"
+            (unfinished / name).rename(output / name)
+            for old in _checkpoints(output)[:-KEPT]:
+                shutil.move(old, unfinished)
+            shutil.rmtree(unfinished)
+
+
+KEPT = 2
+"""Checkpoints that stay."""
+
+
+def _checkpoints(output: Path) -> list[Path]:
+    """The oldest first."""
+    return sorted((p for p in output.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()), key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """The libraries below have an exception each for a disk that is full."""
+    try:
+        yield
+    except Exception as fault:
+        reason = (str(fault) or type(fault).__name__).strip().splitlines()[0]
+        raise RefsegError(f"{folder} cannot be written ({reason}); make room there and add --resume") from fault
 
 
 def build_trainer(
@@ -267,7 +318,6 @@ def build_trainer(
         bf16=training.bf16 and computes_in_bf16(),
         use_cpu=not torch.cuda.is_available(),
         save_steps=training.save_steps,
-        save_total_limit=2,
         logging_steps=training.log_steps,
         report_to=["tensorboard"],
         seed=training.seed,
@@ -275,7 +325,7 @@ def build_trainer(
         ddp_find_unused_parameters=True,
         remove_unused_columns=False,
     )
-    done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    done = _step(checkpoint) if checkpoint else 0
     dataset = PhotoDataset(photos, training.phases, recipe.data, config.image_size, config.grid, training.seed)
     sampler = PhotoSampler(
         len(dataset),

@@ -73,7 +73,9 @@ class WordTokenizer:
             raise RefsegError(f"{folder} lacks its vocabulary {FILE}; copy the whole checkpoint") from fault
         except Exception as fault:  # the library raises bare Exceptions
             raise RefsegError(f"{file} is not a vocabulary ({fault}); copy the checkpoint again") from fault
-        if tokenizer.token_to_id(PADDING) != 0 or tokenizer.token_to_id(UNKNOWN) is None:
+        numbers = tokenizer.get_vocab().values()
+        whole = tokenizer.normalizer and tokenizer.pre_tokenizer and max(numbers, default=0) < len(numbers)
+        if not whole or tokenizer.token_to_id(PADDING) != 0 or tokenizer.token_to_id(UNKNOWN) is None:
             raise RefsegError(f"{file} is not a refseg vocabulary; copy the checkpoint again")
         return cls(tokenizer, max_words)
 

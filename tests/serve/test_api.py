@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import inspect
 import io
 import json
+import os
 import re
 import signal
 import socket
@@ -16,6 +18,7 @@ import sys
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -383,6 +386,20 @@ class TestState:
         with pytest.raises(RefsegError, match="queue"):
             Limits(queue=0)
 
+    def test_limits_are_the_command_s_and_documented(self):
+        from refseg.cli.serving import serve
+
+        said = {name: parameter.default for name, parameter in inspect.signature(serve).parameters.items()}
+        limits, mega = Limits(), 1_000_000
+        assert (said["max_upload"] * mega, said["max_pixels"] * mega) == (limits.upload_bytes, limits.pixels)
+        assert (said["cache_memory"] * mega, said["cache_photos"]) == (limits.cached_bytes, limits.cached_photos)
+        assert (said["max_expressions"], said["queue"]) == (limits.expressions, limits.queue)
+        assert said["seconds"] == limits.seconds
+        rows = re.findall(r"^\| (.*)`--", (Path(__file__).parents[2] / "docs" / "serving.md").read_text(), re.MULTILINE)
+        numbers = [set(re.findall(r"\b\d+\b", row)) for row in rows]
+        for expected in ({"20"}, {"50"}, {"32"}, {"64"}, {"30"}, {"64", "512"}):
+            assert any(expected <= found for found in numbers), expected
+
     def test_openapi(self, server):
         schema = httpx.get(f"{server}/openapi.json").json()
         body = schema["paths"][SEGMENT]["post"]["requestBody"]["content"]
@@ -469,10 +486,37 @@ def test_a_question_that_runs_out_of_time_costs_its_neighbours_nothing():
     assert [answer.content for answer in patient] == [b"patient", b"patient too"]
 
 
-def test_a_server_from_start_to_end(tiny_model):
-    """Loading, overload, a slow and a lost client, a dead process, SIGTERM: one after the other on one server."""
+WATCH = """
+import os, sys
+
+def hook(event, arguments):
+    if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo"):
+        place = arguments[0 if event == "socket.getaddrinfo" else 1]
+        host = place[0] if isinstance(place, tuple) else place
+        if host not in (None, "localhost", "127.0.0.1", "::1") and "/" not in str(host):
+            note(f"{event} {host}")
+
+def note(what):
+    with open(os.environ["WATCHED"], "a") as file:
+        file.write(f"{os.getpid()} {what}\\n")
+
+sys.addaudithook(hook)
+note("begins")
+"""
+"""Python runs it at the start of every process: writes down which other machines are looked up or connected to."""
+
+
+def test_a_server_from_start_to_end(tiny_model, tmp_path):
+    """Loading, overload, a slow and a lost client, a dead process, SIGTERM: one after the other on one server.
+
+    All the while it asks no other machine for anything.
+    """
+    (tmp_path / "sitecustomize.py").write_text(WATCH)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "WATCHED": str(tmp_path / "watched.txt")}
     command = [sys.executable, "-m", "refseg.cli", "serve", "--model", str(tiny_model), "--port", "0"]
-    running = subprocess.Popen([*command, "--queue", "4", "--seconds", "8"], stdout=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        [*command, "--queue", "4", "--seconds", "8"], stdout=subprocess.PIPE, text=True, env=environment
+    )
     try:
         server = running.stdout.readline().strip()
         not_ready_yet(server)
@@ -485,6 +529,15 @@ def test_a_server_from_start_to_end(tiny_model):
     finally:
         running.kill()
         running.stdout.close()
+    asks_nobody(tmp_path / "watched.txt", environment)
+
+
+def asks_nobody(record, environment):
+    lines = record.read_text().splitlines()
+    assert len([line for line in lines if line.endswith(" begins")]) >= 3, "the server, its process, its successor"
+    assert [line for line in lines if not line.endswith(" begins")] == []
+    subprocess.run([sys.executable, "-c", "import socket; socket.getaddrinfo('x.invalid', 1)"], env=environment)
+    assert record.read_text().endswith(" socket.getaddrinfo x.invalid\n"), "it would have been noticed"
 
 
 def process_of(server) -> psutil.Process:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,12 @@ from torch.utils.data import Dataset, Sampler
 from refseg.data.table import Row
 from refseg.data.templates import mirror_expression
 from refseg.data.transforms import to_square
+from refseg.errors import RefsegError
 from refseg.photo import read_photo
 from refseg.recipe import DataRecipe, Phase
 from refseg.words import WordTokenizer
+
+log = logging.getLogger(__name__)
 
 CROP_PROOF = ("category", "colour", "stuff")
 """Kinds of expressions that stay true in every crop that shows their referent."""
@@ -36,6 +40,8 @@ class Sample:
     """(E, 1, 4·grid, 4·grid) float32: the share of each cell that the referent covers."""
     answered: int
     """How many of the expressions, the first ones, the whole network answers."""
+    seed: int = 0
+    """For what is drawn once the samples are a batch."""
 
 
 class PhotoSampler(Sampler[list[Key]]):
@@ -93,6 +99,15 @@ class PhotoDataset(Dataset[Sample]):
         return len(self.photos)
 
     def __getitem__(self, key: Key) -> Sample:
+        """One damaged photograph is passed over for the next; RefsegError where that is damaged as well."""
+        index, step, place = key
+        try:
+            return self._sample(key)
+        except RefsegError as fault:
+            log.warning("skipped: %s", fault)
+            return self._sample(((index + 1) % len(self.photos), step, place))
+
+    def _sample(self, key: Key) -> Sample:
         index, step, place = key
         rng = np.random.default_rng((self.seed, step, place))
         phase = phase_at(self.phases, step)
@@ -124,6 +139,7 @@ class PhotoDataset(Dataset[Sample]):
             expressions=expressions,
             targets=torch.from_numpy(np.stack(targets)).float().unsqueeze(1) / 255,
             answered=min(phase.expressions, len(drawn)),
+            seed=int(rng.integers(2**32)),
         )
 
     def _absent(self, rng: np.random.Generator, rows: list[Row]) -> str | None:
@@ -182,7 +198,10 @@ class Collate:
 
     def __call__(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
         tokens = self.tokenizer([text for sample in samples for text in sample.expressions])
-        dropped = torch.rand(tokens.ids.shape) < self.word_dropout
+        # Drawn by sample, so that neither workers nor processes, nor how long the others are, change a thing.
+        width = self.tokenizer.max_words
+        drawn = [np.random.default_rng(s.seed).random((len(s.expressions), width)) for s in samples]
+        dropped = torch.from_numpy(np.concatenate(drawn) < self.word_dropout)[:, : tokens.ids.shape[1]]
         photo_of = [i for i, sample in enumerate(samples) for _ in sample.expressions]
         answered = [e < sample.answered for sample in samples for e in range(len(sample.expressions))]
         return {

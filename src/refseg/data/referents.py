@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
 from refseg.data.published import Dataset
-from refseg.data.table import Row, encode_mask
+from refseg.data.table import Row, encode_mask, run_lengths
 from refseg.errors import RefsegError
 from refseg.photo import FORMATS
 
@@ -260,32 +260,16 @@ def _check_polygons(polygons: list[Any], size: Size) -> None:
 def _run_lengths(segmentation: Any, size: Size) -> dict[str, Any]:
     """Checked in Python first: pycocotools writes past its memory where compressed run lengths are crafted."""
     counts = segmentation["counts"]
-    if not isinstance(counts, list):
-        counts = _decompressed(counts.encode("ascii") if isinstance(counts, str) else bytes(counts))
-    if not all(isinstance(n, int) and n >= 0 for n in counts) or sum(counts) != size[0] * size[1]:
+    if isinstance(counts, str | bytes):
+        counts = run_lengths(counts.encode("ascii") if isinstance(counts, str) else counts).tolist()
+    if (
+        not isinstance(counts, list)
+        or not all(isinstance(n, int) and n >= 0 for n in counts)
+        or sum(counts) != size[0] * size[1]
+    ):
         raise Unusable(Reason.DAMAGED, "its run lengths do not add up to its size")
     encoded: dict[str, Any] = coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
     return encoded
-
-
-def _decompressed(text: bytes) -> list[int]:
-    """COCO's compressed run lengths as numbers: six bits a character, from the fourth on as differences."""
-    counts: list[int] = []
-    value = shift = 0
-    for character in text:
-        bits = character - 48
-        if not 0 <= bits < 64 or shift > 30:
-            raise Unusable(Reason.DAMAGED, "its run lengths are no run lengths")
-        value |= (bits & 31) << shift
-        shift += 5
-        if not bits & 32:
-            if bits & 16:
-                value -= 1 << shift
-            counts.append(value + counts[-2] if len(counts) > 2 else value)
-            value = shift = 0
-    if shift:
-        raise Unusable(Reason.DAMAGED, "its run lengths are cut short")
-    return counts
 
 
 def _png_size(path: Path) -> Size:

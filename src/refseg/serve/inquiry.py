@@ -8,7 +8,9 @@ import hashlib
 from typing import Annotated, Any, Literal
 
 from fastapi import Request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
+from pydantic_core import from_json
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
@@ -44,7 +46,10 @@ class SegmentRequest(PhotoRequest):
     """A photograph and what to find in it."""
 
     expressions: Annotated[
-        list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value), Field(min_length=1)
+        list[str],
+        FailFast(),
+        BeforeValidator(lambda value: [value] if isinstance(value, str) else value),
+        Field(min_length=1),
     ] = Field(description="Sentences; a form repeats the field.", examples=[["the red bag on the left"]])
     threshold: float | None = Field(
         None, gt=0, lt=1, allow_inf_nan=False, description="How sure of a pixel to be; by default the model's."
@@ -132,13 +137,14 @@ def request_body(schema: type[PhotoRequest]) -> dict[str, Any]:
 
 async def read(request: Request, schema: type[PhotoRequest], form: Form, limits: Limits) -> Question:
     """The question that a request asks. Raises Problem."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    if options.get(b"charset", b"utf-8").lower() != b"utf-8":  # some of Python's decoders take hours, or fail
+        raise Problem(415, "the text is not in UTF-8; send it in UTF-8 and leave the charset out")
+    if kind == b"multipart/form-data":
         fields, photo = await _read_form(request, schema, limits)
-        said = _validated(lambda: schema.model_validate(fields))
-    elif kind == "application/json":
-        body = await request.body()
-        said = _validated(lambda: schema.model_validate_json(body))
+        said = _validated(schema, fields)
+    elif kind == b"application/json":
+        said = _validated(schema, _read_json(await request.body()))
         photo = None if said.photo is None else _from_base64(said.photo)
     else:
         raise Problem(415, "the content type is not known; send multipart/form-data or application/json")
@@ -186,20 +192,30 @@ async def _read_form(
     return fields, photo
 
 
-def _validated(validate: Any) -> Any:
+def _read_json(body: bytes) -> dict[str, Any]:
     try:
-        return validate()
+        fields = from_json(body)
+    except ValueError as fault:
+        raise Problem(422, f"the body is not the JSON that is expected ({fault}); see /openapi.json") from None
+    if not isinstance(fields, dict):
+        raise Problem(422, "the body is not the JSON that is expected (an object); see /openapi.json")
+    return fields
+
+
+def _validated(schema: type[PhotoRequest], fields: dict[str, Any]) -> Any:
+    """`fields` as the schema reads them; stops at the first fault, of which a stranger's body can hold millions."""
+    for name in fields:
+        if name not in schema.model_fields:
+            raise Problem(422, f"there is no field {name[:40]!r}; the fields are described in /openapi.json")
+    try:
+        return schema.model_validate(fields)
     except ValidationError as fault:
         first = fault.errors(include_url=False, include_input=False, include_context=False)[0]
-        raise Problem(422, _sentence(first["type"], first["loc"], first["msg"])) from None
+        raise Problem(422, _sentence(first["loc"], first["msg"])) from None
 
 
-def _sentence(kind: str, place: tuple[int | str, ...], message: str) -> str:
-    name = str(place[0]) if place else ""
-    if kind == "extra_forbidden":
-        return f"there is no field {name[:40]!r}; the fields are described in /openapi.json"
-    if kind == "json_invalid" or not place:
-        return f"the body is not the JSON that is expected ({message}); see /openapi.json"
+def _sentence(place: tuple[int | str, ...], message: str) -> str:
+    name = str(place[0])
     where = name + "".join(f"[{step}]" if isinstance(step, int) else "" for step in place[1:])
     return f"{where}: {message[:1].lower()}{message[1:]}; {_CURES.get(name, 'see /openapi.json')}"
 

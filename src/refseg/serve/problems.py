@@ -49,9 +49,10 @@ async def _problem(_: Request, fault: Exception) -> JSONResponse:
 
 async def _http(request: Request, fault: Exception) -> JSONResponse:
     assert isinstance(fault, HTTPException)
+    path = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in request.url.path[:100])
     details = {
-        404: f"there is no {request.url.path}; /openapi.json lists what there is",
-        405: f"{request.url.path} does not take {request.method}; /openapi.json lists what it takes",
+        404: f"there is no {path}; /openapi.json lists what there is",
+        405: f"{path} does not take {request.method}; /openapi.json lists what it takes",
     }
     response = Problem(fault.status_code, details.get(fault.status_code, str(fault.detail))).response()
     response.headers.update(fault.headers or {})
