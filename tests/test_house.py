@@ -4,60 +4,26 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
+import tomllib
 
 import pytest
 import yaml
+from blocks import ROOT, find_blocks, run_block
 from PIL import Image
 
 import refseg
 
-ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
-_BLOCK = re.compile(r"<!-- run -->\s*\n```(python|bash|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def readme_blocks():
-    """Language and text of each block of the README that stands below the comment `run`."""
-    return _BLOCK.findall(README.read_text(encoding="utf-8")) if README.exists() else []
-
-
-def as_command(language, text):
-    """The command line that runs a block; in a console block, what stands behind a dollar sign is typed."""
-    if language == "python":
-        return [sys.executable, "-c", text]
-    if language == "console":
-        text = "\n".join(line[2:] for line in text.splitlines() if line.startswith("$ "))
-    return ["bash", "-euo", "pipefail", "-c", text]
-
-
-def test_blocks_become_commands():
-    text = "<!-- run -->\n```console\n$ echo one\none\n$ echo two\n```\n\n```bash\nexit 3\n```\n"
-    ((language, block),) = _BLOCK.findall(text)
-    done = subprocess.run(as_command(language, block), capture_output=True, text=True)
-    assert done.stdout == "one\ntwo\n"
-
-
-@pytest.mark.skipif(not readme_blocks(), reason="README.md is absent or has no block below <!-- run -->")
-@pytest.mark.parametrize(("language", "text"), readme_blocks() or [("", "")])
-def test_readme_runs(tmp_path, language, text):
+@pytest.mark.parametrize("block", [block for block in find_blocks(README) if block.verdict == "run"], ids=str)
+def test_readme_runs(tmp_path, block):
     from refseg.demo import sample_photo
 
     with Image.open(sample_photo()) as photo:
         photo.resize((256, 256)).save(tmp_path / "street.jpg")
-    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(
-        as_command(language, text),
-        cwd=tmp_path,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
+    run_block(block, tmp_path, {})
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -104,6 +70,41 @@ def test_no_file_names_a_place_of_one_machine():
         if (ROOT / name).is_file() and (found := place.search((ROOT / name).read_bytes()))
     }
     assert named == {}
+
+
+def test_every_dependency_is_bounded_on_both_sides():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"].values()
+    named = [
+        name
+        for names in (project["build-system"]["requires"], project["project"]["dependencies"], *extras)
+        for name in names
+    ]
+    own = [name for name in named if not name.startswith("refseg[")]
+    assert len(own) > 20
+    assert [name for name in own if not re.fullmatch(r"[\w-]+(\[\w+\])?>=[\d.]+,<[\d.]+", name)] == []
+    assert not any(name.startswith("torchvision") for name in own)
+
+
+_UNSAFE = re.compile(
+    r"\btorch\.load\((?!.*weights_only=True)|\bpickle\.loads?\(|\byaml\.(?:unsafe_|full_)?load\(|allow_pickle=True"
+    r"|use_safetensors=False|safe_serialization=False|trust_remote_code=True|(?<![.\w])(?:eval|exec)\("
+)
+
+
+def test_nothing_is_read_that_could_run_code():
+    """Weights are safetensors, and `refseg.data.pickles` reads the published pickles with an unpickler of its own."""
+    for line in ("torch.load(path)", "torch.load(path, weights_only=False)", "pickle.load(file)", "yaml.load(text)"):
+        assert _UNSAFE.search(line)
+    assert not _UNSAFE.search("torch.load(path, weights_only=True)")
+    files = [path for folder in ("src", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in files
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if _UNSAFE.search(line)
+    ]
+    assert found == [] and files
 
 
 def test_versions_agree():
