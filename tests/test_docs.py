@@ -79,6 +79,8 @@ def serving(model, port):
             except httpx.TransportError:
                 pass
             time.sleep(0.2)
+        else:
+            raise AssertionError("the server did not become ready")
         yield
     finally:
         server.terminate()

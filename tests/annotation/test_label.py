@@ -374,7 +374,7 @@ def test_ray_writes_the_same_bytes(here, label, tiny_model):
     Path("photos/bad.png").write_bytes(b"")
     assert label(out="local.json")[0] == 1
     process = start(tiny_model, "--engine", "ray")
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 1, err
     assert "bad.png is empty" in err and out.startswith("coco.json: ")
     assert Path("coco.json").read_bytes() == Path("local.json").read_bytes()
@@ -383,17 +383,14 @@ def test_ray_writes_the_same_bytes(here, label, tiny_model):
 @pytest.mark.slow
 def test_ray_joins_the_cluster_that_is_named(here, label, tiny_model, monkeypatch):
     ray = pytest.importorskip("ray", reason='Ray is not installed; pip install "refseg[ray]"')
-    from ray.util.state import list_actors
-
     assert label(out="local.json")[0] == 0
-    head = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    head = ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         monkeypatch.setenv("RAY_ADDRESS", head.address_info["gcs_address"])
         process = start(tiny_model, "--engine", "ray")
-        _, err = process.communicate(timeout=300)
+        _, err = process.communicate(timeout=900)
         assert process.returncode == 0, err
-        used = {actor.class_name for actor in list_actors() if actor.class_name.startswith("Map")}
-        assert used, "the work was done by this cluster's actors"
+        assert len(ray._private.state.state.job_table()) == 2, "this process and the command"
     finally:
         ray.shutdown()
     assert Path("coco.json").read_bytes() == Path("local.json").read_bytes()

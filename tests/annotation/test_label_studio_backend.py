@@ -181,7 +181,7 @@ def test_no_tasks_no_results_and_too_many_labels_are_refused(ask):
 
 @pytest.mark.slow
 def test_a_real_server(tiny_model, folder):
-    app = create_app(partial(load, tiny_model, device="cpu"), Limits(), name="tiny")
+    app = create_app(partial(load, tiny_model, device="cpu"), Limits(seconds=120), name="tiny")
     add_label_studio(app, folder)
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
@@ -190,17 +190,18 @@ def test_a_real_server(tiny_model, folder):
     address = f"http://127.0.0.1:{listening.getsockname()[1]}/label-studio"
     try:
         deadline = time.monotonic() + 180
-        while httpx.get(f"{address}/health").status_code != 200 and time.monotonic() < deadline:
+        while httpx.get(f"{address}/health", timeout=60).status_code != 200 and time.monotonic() < deadline:
             time.sleep(0.2)
         for config in (BRUSH, POLYGON):
             body = {"tasks": [{"data": {"image": "a.png"}}] * 20, "label_config": config}
-            answer = httpx.post(f"{address}/predict", json=body, timeout=60)
+            answer = httpx.post(f"{address}/predict", json=body, timeout=120)
             assert answer.status_code == 200, answer.text
             assert len(answer.json()["results"]) == 20 and answer.json()["results"][19]["result"]
         content = io.BytesIO()
         Image.new("RGB", (64, 64)).save(content, "PNG")
         files = {"photo": content.getvalue()}
-        page = httpx.post(address.replace("label-studio", "v1/segment"), data={"expressions": "the dog"}, files=files)
+        other = address.replace("label-studio", "v1/segment")
+        page = httpx.post(other, data={"expressions": "the dog"}, files=files, timeout=120)
         assert page.status_code == 200, "the other routes are as they were"
     finally:
         server.should_exit = True

@@ -152,8 +152,22 @@ def test_crafted_run_lengths_are_refused_or_fill_the_mask(_, draw):
 
 @pytest.mark.parametrize(
     ("counts", "height", "width"),
-    [("1", 2, 3), ("", 2, 3), ("44", 2, 3), ("o" * 30, 2, 3), ("o", 2, 3), ("é", 2, 3), ("6\0", 2, 3)]
-    + [("1", 2**31, 2**31), ("1", 2**32, 2**32), ("1", -1, -1), ("6", 2.0, 3), ("6", "2", 3), (None, 2, 3), (6, 2, 3)],
+    [
+        ("1", 2, 3),
+        ("", 2, 3),
+        ("44", 2, 3),
+        ("o" * 30, 2, 3),
+        ("o", 2, 3),
+        ("é", 2, 3),
+        ("6\x00", 2, 3),
+        ("1", 2**31, 2**31),
+        ("1", 2**32, 2**32),
+        ("1", -1, -1),
+        ("6", 2.0, 3),
+        ("6", "2", 3),
+        (None, 2, 3),
+        (6, 2, 3),
+    ],
 )
 def test_run_lengths_that_do_not_fill_the_mask(counts, height, width):
     with pytest.raises(RefsegError, match="write the table anew"):
