@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
 from pydantic_core import from_json
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -186,8 +187,8 @@ async def _read_form(
                     fields.setdefault(name, []).append(value)
                 else:
                     fields[name] = value
-    except HTTPException as fault:
-        reason = str(fault.detail).rstrip(".")
+    except (HTTPException, FormParserError) as fault:  # which of them depends on Starlette's version
+        reason = str(getattr(fault, "detail", fault)).rstrip(".")
         raise Problem(400, f"the form cannot be read ({reason}); send one file photo and text fields") from None
     return fields, photo
 
