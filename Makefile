@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types format docs venv clean
+.PHONY: help demo test oldest lint types format docs venv clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,7 +16,13 @@ demo: $(INSTALLED) ## segment a real photograph with the shipped model and write
 	$(BIN)/refseg demo $(ARGS)
 
 test: $(INSTALLED) ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+
+oldest: ## run the tests with the oldest versions that pyproject.toml allows
+	$(PYTHON) -m venv build/oldest
+	$(PYTHON) benchmarks/oldest.py > build/oldest/constraints.txt
+	build/oldest/bin/python -m pip install --quiet --constraint build/oldest/constraints.txt --editable ".[dev]"
+	build/oldest/bin/python -m pytest $(ARGS)
 
 lint: $(INSTALLED) ## check style and format
 	$(BIN)/ruff check .

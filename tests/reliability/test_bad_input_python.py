@@ -169,7 +169,7 @@ def test_threshold(segmenter, tiny_model, typed):
         assert "between 0 and 1" in refusal(segmenter.segment, encoded, ["the dog"], threshold=value)
 
 
-@pytest.mark.parametrize("threshold", [0, 1, float("nan"), "0.5", True], ids=repr)
+@pytest.mark.parametrize("threshold", [0, "0.5"], ids=repr)
 def test_threshold_of_a_whole_segmenter(tiny_model, threshold):
     assert "between 0 and 1" in refusal(load, tiny_model, device="cpu", threshold=threshold)
 

@@ -15,6 +15,7 @@ import numpy as np
 import uvicorn
 from PIL import Image
 
+from refseg.cli.serving import _listen
 from refseg.segmenter import load
 from refseg.serve import Limits, create_app
 
@@ -23,7 +24,7 @@ from refseg.serve import Limits, create_app
 def serving(tiny_model, **limits) -> Iterator[tuple[str, object]]:
     """The address of a server that runs in a thread of this process, its model in one of its own."""
     app = create_app(partial(load, tiny_model, device="cpu"), Limits(**limits), name="tiny")
-    listening = socket.create_server(("127.0.0.1", 0), backlog=256)
+    listening = _listen("127.0.0.1", 0)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=10))
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
