@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -384,6 +385,8 @@ def test_ray_writes_the_same_bytes(here, label, tiny_model):
 def test_ray_joins_the_cluster_that_is_named(here, label, tiny_model, monkeypatch):
     ray = pytest.importorskip("ray", reason='Ray is not installed; pip install "refseg[ray]"')
     assert label(out="local.json")[0] == 0
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # one of this cluster's own, which the command inherits
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     head = ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         monkeypatch.setenv("RAY_ADDRESS", head.address_info["gcs_address"])
