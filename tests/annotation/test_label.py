@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import secrets
@@ -381,21 +382,34 @@ def test_ray_writes_the_same_bytes(here, label, tiny_model):
     assert Path("coco.json").read_bytes() == Path("local.json").read_bytes()
 
 
+CLUSTER = """
+import ray, sys
+cluster = ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+print(cluster.address_info["gcs_address"], flush=True)
+sys.stdin.readline()
+print(len(ray._private.state.state.job_table()), flush=True)
+"""
+
+
 @pytest.mark.slow
 def test_ray_joins_the_cluster_that_is_named(here, label, tiny_model, monkeypatch):
-    ray = pytest.importorskip("ray", reason='Ray is not installed; pip install "refseg[ray]"')
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip('Ray is not installed; pip install "refseg[ray]"')
     assert label(out="local.json")[0] == 0
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # one of this cluster's own, which the command inherits
+    # A token of this cluster's own, which both processes inherit: Ray reads it when it is imported.
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    head = ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        monkeypatch.setenv("RAY_ADDRESS", head.address_info["gcs_address"])
-        process = start(tiny_model, "--engine", "ray")
-        _, err = process.communicate(timeout=900)
-        assert process.returncode == 0, err
-        assert len(ray._private.state.state.job_table()) == 2, "this process and the command"
-    finally:
-        ray.shutdown()
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    line = [sys.executable, "-c", CLUSTER]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as cluster:
+        try:
+            monkeypatch.setenv("RAY_ADDRESS", cluster.stdout.readline().strip())
+            process = start(tiny_model, "--engine", "ray")
+            _, err = process.communicate(timeout=900)
+            assert process.returncode == 0, err
+        finally:
+            jobs, _ = cluster.communicate("\n", timeout=120)
+    assert jobs.split() == ["2"], "the cluster's own and the command's"
     assert Path("coco.json").read_bytes() == Path("local.json").read_bytes()
 
 

@@ -79,8 +79,10 @@ def _connect(ray: Any) -> None:
         return
     try:
         ray.init(log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError) as fault:
-        raise RefsegError(f"Ray does not start or is not reached ({_reason(fault)}); check RAY_ADDRESS") from fault
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as fault:
+        raise RefsegError(
+            f"Ray does not start or is not reached ({_reason(fault)}); check RAY_ADDRESS and the cluster's token"
+        ) from fault
 
 
 def _unpacked(packed: Record) -> Record | Skipped:
