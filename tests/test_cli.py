@@ -294,7 +294,8 @@ def test_help_and_version_do_not_wait_for_torch():
 
 def test_help_of_every_command_has_an_example(capsys):
     data = ("data expressions", "data scenes", "data prepare", "data verify", "data audit")
-    for command in ("segment", "train", "evaluate", "score", "report", "calibrate", "demo", *data):
+    tools = ("label", "export", "convert deeplab", "figure compare", "figure anchor", "figure attention")
+    for command in ("segment", "train", "evaluate", "score", "report", "calibrate", "demo", *tools, *data):
         assert main([*command.split(), "--help"]) == 0
         assert f"  refseg {command} " in capsys.readouterr().out.replace("\n", " \n")
 
