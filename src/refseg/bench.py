@@ -26,7 +26,7 @@ from tqdm import tqdm
 from refseg.errors import RefsegError
 from refseg.losses import mask_loss
 from refseg.model.aggregation import HCAM, Gate
-from refseg.model.shnet import SHNet, SHNetConfig
+from refseg.model.shnet import IMAGENET_MEAN, IMAGENET_STD, SHNet, SHNetConfig
 from refseg.segmenter import Network, Segmenter, load
 
 log = logging.getLogger(__name__)
@@ -196,24 +196,18 @@ def _clipseg() -> dict[str, Case]:
     """CLIPSeg (Lüddecke and Ecker, CVPR 2022; ViT-B/16, 352) with random weights: its speed needs no download."""
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
+    from refseg.others import CLIPSeg
+
     with torch.random.fork_rng(devices=[]):
-        clipseg = CLIPSegForImageSegmentation(CLIPSegConfig()).eval()
+        net = CLIPSegForImageSegmentation(CLIPSegConfig())
+    clipseg = CLIPSeg(net, 352, (IMAGENET_MEAN, IMAGENET_STD)).eval()
     pixels = torch.rand(1, 3, 352, 352)
     ids = torch.arange(WORDS + 2)[None] + 1
-    layers = clipseg.extract_layers
-
-    def encode() -> list[Tensor]:
-        hidden = clipseg.clip.vision_model(pixels, output_hidden_states=True).hidden_states
-        return [hidden[layer + 1] for layer in layers]
-
-    def answer(activations: list[Tensor]) -> Tensor:
-        condition = clipseg.get_conditional_embeddings(1, input_ids=ids, attention_mask=torch.ones_like(ids))
-        return clipseg.decoder(activations, condition).logits
-
-    encoded = encode()
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    encoded = clipseg.encode(pixels)
     return {
-        "CLIPSeg: first answer": Case(lambda: answer(encode())),
-        "CLIPSeg: a further one": Case(lambda: answer(encoded)),
+        "CLIPSeg: first answer": Case(lambda: clipseg(ids, mask, levels=clipseg.encode(pixels))),
+        "CLIPSeg: a further one": Case(lambda: clipseg(ids, mask, levels=encoded)),
     }
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
-from refseg.errors import RefsegError
+from refseg.errors import RefsegError, first_line
 from refseg.model.shnet import SHNet, SHNetConfig
 from refseg.words import FILE as TOKENIZER
 from refseg.words import WordTokenizer
@@ -136,8 +136,7 @@ def _read_network(folder: Path) -> SHNet:
     except RefsegError:
         raise
     except Exception as fault:  # damaged JSON or safetensors, values of a config that build no network
-        reason = (str(fault) or type(fault).__name__).strip().splitlines()[0]
-        raise RefsegError(f"{folder} holds no usable SHNet ({reason}); {again}") from fault
+        raise RefsegError(f"{folder} holds no usable SHNet ({first_line(fault)}); {again}") from fault
     mismatched = {name for name, *_ in report["mismatched_keys"]}
     differing = sorted(mismatched | report["missing_keys"] | report["unexpected_keys"])
     if differing:

@@ -10,3 +10,9 @@ class RefsegError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__("".join(letter if letter.isprintable() else "�" for letter in message))
+
+
+def first_line(fault: BaseException) -> str:
+    """The reason that a library's error gives, without what follows; the error's type where it gives none."""
+    lines = str(fault).strip().splitlines()
+    return lines[0] if lines else type(fault).__name__

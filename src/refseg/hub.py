@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import EvalResult, ModelCardData
 
 from refseg.checkpoints import quiet_transformers
-from refseg.errors import RefsegError
+from refseg.errors import RefsegError, first_line
 from refseg.model.shnet import SHNet
 from refseg.report import GROUPS, Report
 from refseg.words import WordTokenizer
@@ -46,8 +46,9 @@ def push(segmenter: Segmenter, name: str, report: Report | None, license: str, p
             address = api.create_repo(name, private=private, exist_ok=True)
             api.upload_folder(repo_id=address.repo_id, folder_path=scratch)
         except Exception as fault:  # no login, no network, no permission, a malformed id
-            reason = (str(fault) or type(fault).__name__).strip().splitlines()[0]
-            raise RefsegError(f"the hub did not take {name} ({reason}); run hf auth login and try again") from fault
+            raise RefsegError(
+                f"the hub did not take {name} ({first_line(fault)}); run hf auth login and try again"
+            ) from fault
     return str(address)
 
 

@@ -7,6 +7,7 @@ Photographs are resized and normalised here, so that torchvision is not needed. 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from refseg.checkpoints import quiet_transformers
-from refseg.errors import RefsegError
+from refseg.errors import RefsegError, first_line
 from refseg.model.shnet import IMAGENET_MEAN, IMAGENET_STD
 from refseg.words import Tokens
 
@@ -37,7 +38,7 @@ class OtherConfig:
     calibration: None = None
 
 
-class OtherModel(nn.Module):
+class OtherModel(nn.Module, ABC):
     """A model of `transformers` that answers expressions with masks."""
 
     kind: ClassVar[str]
@@ -53,13 +54,13 @@ class OtherModel(nn.Module):
         for name, values in zip(("mean", "std"), statistics, strict=True):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1))
 
+    @abstractmethod
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """images (1, 3, S, S) in 0..1 → what serves any number of expressions."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, ids: Tensor, mask: Tensor, *, levels: tuple[Tensor, ...]) -> Tensor:
         """Mask logits (B, 1, h, w) over the square of expressions ids (B, T), mask (B, T)."""
-        raise NotImplementedError
 
     def optimize(self) -> OtherModel:
         """This one: it has no other form."""
@@ -205,8 +206,9 @@ def read_other(folder: Path, model_type: str) -> tuple[OtherModel, BytePairToken
             )
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as fault:  # damaged files, or a config that builds no network
-        reason = (str(fault) or type(fault).__name__).strip().splitlines()[0]
-        raise RefsegError(f"{folder} holds no usable {model_type} ({reason}); copy the checkpoint again") from fault
+        raise RefsegError(
+            f"{folder} holds no usable {model_type} ({first_line(fault)}); copy the checkpoint again"
+        ) from fault
     if missing := sorted(report["missing_keys"]):
         raise RefsegError(f"the weights in {folder} lack {missing[0]}; copy the checkpoint again")
     if len(tokenizer) > (words := _text_config(net).vocab_size):

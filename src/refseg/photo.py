@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from refseg.errors import RefsegError
+from refseg.errors import RefsegError, first_line
 
 PhotoSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.generic]
 
@@ -137,7 +137,7 @@ def _as_displayed(image: Image.Image, name: str) -> Image.Image:
     except RefsegError:
         raise
     except Exception as fault:  # damaged pixels surface as any error of any decoder
-        damaged = f"{name} is damaged or cut short ({_reason(fault)}); obtain it anew"
+        damaged = f"{name} is damaged or cut short ({first_line(fault)}); obtain it anew"
         raise RefsegError(_too_much_beside(fault, name) or damaged) from fault
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
@@ -263,7 +263,3 @@ def _is_text(head: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return b"\0" not in head
-
-
-def _reason(fault: Exception) -> str:
-    return (str(fault) or type(fault).__name__).splitlines()[0]

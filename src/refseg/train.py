@@ -15,13 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from refseg.checkpoints import load_shnet
 from refseg.data.batches import Collate, PhotoDataset, PhotoSampler, scaled_grid
 from refseg.data.sources import load_rows
 from refseg.data.table import Row, by_photograph
-from refseg.errors import RefsegError
+from refseg.errors import RefsegError, first_line
 from refseg.losses import mask_loss
 from refseg.model.fusion import average_word, last_word
 from refseg.model.image_encoder import Levels
@@ -43,7 +42,7 @@ def run(path: Path, overrides: Sequence[str] = (), resume: bool = False) -> Path
     output = Path(recipe.training.output)
     if output.exists() and not output.is_dir():
         raise RefsegError(f"training.output: {output} is a file; name a folder")
-    checkpoint = get_last_checkpoint(str(output)) if output.is_dir() else None
+    checkpoint = next(reversed(_checkpoints(output)), None)
     if resume and checkpoint is None:
         raise RefsegError(f"{output} holds no checkpoint to resume; start without --resume")
     if checkpoint is not None and not resume:
@@ -63,8 +62,8 @@ def run(path: Path, overrides: Sequence[str] = (), resume: bool = False) -> Path
     else:
         tokenizer = WordTokenizer.from_expressions(expressions, sentences, max_words=recipe.model.get("max_words", 25))
         model = new_model(recipe, tokenizer, expressions + sentences)
-    trainer = build_trainer(recipe, model, tokenizer, photos, Path(checkpoint) if checkpoint else None)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer = build_trainer(recipe, model, tokenizer, photos, checkpoint)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.is_world_process_zero():
         with _writing(output):
             model.save_pretrained(output)
@@ -116,7 +115,7 @@ def load_backbone(model: SHNet, name: str) -> None:
             name, config=net.config, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as fault:
-        raise RefsegError(f"backbone_weights: {name} cannot be read ({str(fault).splitlines()[0]})") from fault
+        raise RefsegError(f"backbone_weights: {name} cannot be read ({first_line(fault)})") from fault
     # A classifier's checkpoint has no norms for the levels of a backbone; they start at one and zero.
     own = net.state_dict()
     lacking = sorted(key for key in report["missing_keys"] if key in own and "hidden_states_norms." not in key)
@@ -285,7 +284,8 @@ KEPT = 2
 
 def _checkpoints(output: Path) -> list[Path]:
     """The oldest first."""
-    return sorted((p for p in output.glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()), key=_step)
+    named = (path for path in output.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit())
+    return sorted((path for path in named if path.is_dir()), key=_step)
 
 
 def _step(checkpoint: Path) -> int:
@@ -298,8 +298,9 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as fault:
-        reason = (str(fault) or type(fault).__name__).strip().splitlines()[0]
-        raise RefsegError(f"{folder} cannot be written ({reason}); make room there and add --resume") from fault
+        raise RefsegError(
+            f"{folder} cannot be written ({first_line(fault)}); make room there and add --resume"
+        ) from fault
 
 
 def build_trainer(

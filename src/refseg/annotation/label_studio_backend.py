@@ -14,12 +14,12 @@ import json
 import logging
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import APIRouter, FastAPI, Request
 from pycocotools import mask as coco_mask
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, FailFast, Field, ValidationError
 
 from refseg.annotation.label_studio import Control, brush_region, find_photo, polygon_regions, read_config
 from refseg.errors import RefsegError
@@ -50,7 +50,7 @@ class Task(BaseModel):
 class Context(BaseModel):
     """What the annotator has drawn or typed in an interactive request."""
 
-    result: list[Json] = []
+    result: Annotated[list[Json], FailFast()] = []
 
 
 class Parameters(BaseModel):
@@ -62,7 +62,7 @@ class Parameters(BaseModel):
 class Predict(BaseModel):
     """A request for predictions."""
 
-    tasks: list[Task]
+    tasks: Annotated[list[Task], FailFast()]
     label_config: str
     params: Parameters = Parameters()
 

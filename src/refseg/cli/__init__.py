@@ -24,7 +24,7 @@ from refseg.cli.figures import figure
 from refseg.cli.files import ensure_writable
 from refseg.cli.labelling import label
 from refseg.cli.scoring import calibrate, evaluate, report, score
-from refseg.cli.segmenting import SHIPPED, describe, load_model, segment
+from refseg.cli.segmenting import SHIPPED, Device, describe, load_model, segment
 from refseg.cli.serving import serve
 from refseg.errors import RefsegError
 
@@ -192,7 +192,7 @@ def scenes(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="The folder for the overlays.")] = Path("demo"),
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Segments three things in a public-domain photograph with the shipped model, offline.
 

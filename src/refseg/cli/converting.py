@@ -30,11 +30,8 @@ def deeplab(
     refseg convert deeplab deeplab-resnet.pth.tar --out weights/deeplab-resnet101-voc
     """
     ensure_writable(out)
-    from transformers.utils import logging
-
     from refseg.model.deeplab import convert_deeplab
 
-    logging.disable_progress_bar()  # it would stand before the command's own line
     config = convert_deeplab(checkpoint, out)
     blocks = "-".join(map(str, config.depths))
     typer.echo(f"{out}: a ResNet of {blocks} blocks; in a recipe: backbone_weights: {out}, model.output_stride: 16")

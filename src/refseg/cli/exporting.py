@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from refseg.cli.files import ensure_writable
-from refseg.cli.segmenting import SHIPPED, load_model
+from refseg.cli.segmenting import SHIPPED, ModelArgument, load_model
 
 
 class Format(StrEnum):
@@ -28,9 +28,7 @@ class Precision(StrEnum):
 
 def export(
     out: Annotated[Path, typer.Option(help="The folder to write, for example exported.")],
-    model: Annotated[
-        str, typer.Argument(help="A model's folder or hub id; 'shipped' is the one inside refseg.")
-    ] = SHIPPED,
+    model: ModelArgument = SHIPPED,
     format: Annotated[Format, typer.Option(help="ONNX, or OpenVINO's own.")] = Format.ONNX,
     precision: Annotated[
         Precision, typer.Option(help="int8 stores weights in 8 bits; ONNX alone.")

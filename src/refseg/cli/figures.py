@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from refseg.cli.files import ensure_writable
-from refseg.cli.segmenting import SHIPPED, load_model
+from refseg.cli.segmenting import SHIPPED, Device, Model, load_model
 from refseg.errors import RefsegError
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ Photo = Annotated[Path, typer.Argument(help="A photograph.", show_default=False)
 Out = Annotated[
     Path, typer.Option(help="The figure to write, .png or .svg; 3.3 inches wide, as a column.", show_default=False)
 ]
-Model = Annotated[str, typer.Option(help="A model's folder or hub id; 'shipped' is the one inside refseg.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 
 
 @figure.command(no_args_is_help=True)

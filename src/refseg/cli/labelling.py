@@ -14,7 +14,7 @@ import typer
 
 from refseg.cli.arguments import PHOTO_SUFFIXES
 from refseg.cli.files import ensure_writable
-from refseg.cli.segmenting import SHIPPED, load_model
+from refseg.cli.segmenting import SHIPPED, Device, Model, Threshold, load_model
 from refseg.errors import RefsegError
 
 if TYPE_CHECKING:
@@ -44,14 +44,9 @@ def label(
     engine: Annotated[
         EngineName, typer.Option(help="local: here, one after the other; ray: a process per core or GPU, or a cluster.")
     ] = EngineName.LOCAL,
-    model: Annotated[
-        str, typer.Option(help="A model's folder or hub id; 'shipped' is the one inside refseg.")
-    ] = SHIPPED,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="How sure of a pixel to be, between 0 and 1; by default the model's.", show_default=False),
-    ] = None,
+    model: Model = SHIPPED,
+    device: Device = "auto",
+    threshold: Threshold = None,
 ) -> None:
     """Labels a folder of photographs into a COCO file.
 

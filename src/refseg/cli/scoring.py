@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from refseg.cli.files import ensure_writable
-from refseg.cli.segmenting import load_model
+from refseg.cli.segmenting import Device, ModelArgument, load_model
 from refseg.errors import RefsegError
 
 if TYPE_CHECKING:
@@ -47,12 +47,11 @@ Out = Annotated[
     typer.Option(help="Write the whole report as JSON, for example report.json.", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON and nothing else.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of generated expressions; a table has its own.")]
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A model's folder or hub id; 'shipped' is the one inside refseg.")],
+    model: ModelArgument,
     data: Data,
     protocol: ProtocolOption = ProtocolName.NATIVE,
     photos: Annotated[

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from refseg.segmenter import Segmenter
 
 SHIPPED = "shipped"
+_MODEL = "A model's folder or hub id; 'shipped' is the one inside refseg."
+Model = Annotated[str, typer.Option(help=_MODEL)]
+ModelArgument = Annotated[str, typer.Argument(help=_MODEL)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
+Threshold = Annotated[
+    float | None,
+    typer.Option(help="How sure of a pixel to be, between 0 and 1; by default the model's.", show_default=False),
+]
 _A_HANDFUL = 8
 _SHOWN = 60
 
@@ -62,14 +70,9 @@ def segment(
         Format,
         typer.Option(help="overlay: the photograph with the mask in colour; mask: white on black; json: with the RLE."),
     ] = Format.OVERLAY,
-    model: Annotated[
-        str, typer.Option(help="A model's folder or hub id; 'shipped' is the one inside refseg.")
-    ] = SHIPPED,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
-    threshold: Annotated[
-        float | None,
-        typer.Option(help="How sure of a pixel to be, between 0 and 1; by default the model's.", show_default=False),
-    ] = None,
+    model: Model = SHIPPED,
+    device: Device = "auto",
+    threshold: Threshold = None,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print one JSON line per photograph and expression, and nothing else."),
@@ -116,11 +119,8 @@ def segment(
 
 def load_model(model: str, device: str, threshold: float | None = None) -> Segmenter:
     """The model of a folder or hub id, or the shipped one."""
-    from transformers.utils import logging
-
     from refseg.segmenter import load
 
-    logging.disable_progress_bar()  # it would stand between the command's own lines
     return load(None if model == SHIPPED else model, device=device, threshold=threshold)
 
 

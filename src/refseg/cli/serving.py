@@ -9,17 +9,15 @@ from typing import Annotated
 
 import typer
 
-from refseg.cli.segmenting import SHIPPED, load_model
+from refseg.cli.segmenting import SHIPPED, Device, Model, load_model
 from refseg.errors import RefsegError
 
 
 def serve(
-    model: Annotated[
-        str, typer.Option(help="A model's folder or hub id; 'shipped' is the one inside refseg.")
-    ] = SHIPPED,
+    model: Model = SHIPPED,
     host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")] = 8000,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    device: Device = "auto",
     max_upload: Annotated[float, typer.Option(help="The largest request, in MB.")] = 20,
     max_pixels: Annotated[float, typer.Option(max=100, help="The largest photograph, in millions of pixels.")] = 50,
     max_expressions: Annotated[int, typer.Option(help="The most expressions of one request.")] = 32,

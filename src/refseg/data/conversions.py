@@ -19,7 +19,7 @@ from typing import Any
 
 from refseg.data.published import Dataset
 from refseg.data.referents import Copy, Photographs, Referent, read_json
-from refseg.errors import RefsegError
+from refseg.errors import RefsegError, first_line
 
 Record = dict[str, Any]
 
@@ -148,7 +148,7 @@ def _parquet_rows(file: Path, with_photographs: bool) -> Iterator[Record]:
             for batch in opened.iter_batches(batch_size=64, columns=columns):  # a row may embed a photograph
                 yield from batch.to_pylist()
     except (arrow.ArrowException, OSError) as fault:
-        raise RefsegError(f"{file} is damaged or cut short ({str(fault).splitlines()[0]}); obtain it anew") from fault
+        raise RefsegError(f"{file} is damaged or cut short ({first_line(fault)}); obtain it anew") from fault
 
 
 def _hub_referents(row: Record, split: str, dataset: Dataset) -> Iterator[Referent]:

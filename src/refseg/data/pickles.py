@@ -8,7 +8,7 @@ import pickletools
 from pathlib import Path
 from typing import Any, NoReturn
 
-from refseg.errors import RefsegError
+from refseg.errors import RefsegError, first_line
 
 MAX_BYTES = 1 << 30
 """The largest file that is read. The published files are far below it."""
@@ -62,8 +62,9 @@ def read_plain_pickle(path: Path) -> Any:
     except RefsegError:
         raise
     except Exception as fault:  # a damaged pickle surfaces as nearly any error
-        reason = (str(fault) or type(fault).__name__).splitlines()[0]
-        raise RefsegError(f"{path} is not a whole pickle of plain data ({reason}); obtain it anew") from fault
+        raise RefsegError(
+            f"{path} is not a whole pickle of plain data ({first_line(fault)}); obtain it anew"
+        ) from fault
 
 
 def _check(content: bytes, path: Path) -> None:

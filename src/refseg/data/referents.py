@@ -23,7 +23,7 @@ from pycocotools import mask as coco_mask
 
 from refseg.data.published import Dataset
 from refseg.data.table import Row, encode_mask, run_lengths
-from refseg.errors import RefsegError
+from refseg.errors import RefsegError, first_line
 from refseg.photo import FORMATS
 
 Size = tuple[int, int]
@@ -221,7 +221,7 @@ def _declared(segmentation: Any) -> Size | None:
     except (RefsegError, Unusable):
         raise
     except Exception as fault:  # a damaged file surfaces as any error of any decoder
-        raise Unusable(Reason.DAMAGED, _first_line(fault)) from fault
+        raise Unusable(Reason.DAMAGED, first_line(fault)) from fault
     return None
 
 
@@ -244,7 +244,7 @@ def encode_segmentation(segmentation: Any, size: Size) -> dict[str, Any]:
     except (RefsegError, Unusable):
         raise
     except Exception as fault:
-        raise Unusable(Reason.DAMAGED, _first_line(fault)) from fault
+        raise Unusable(Reason.DAMAGED, first_line(fault)) from fault
 
 
 def _check_polygons(polygons: list[Any], size: Size) -> None:
@@ -313,10 +313,6 @@ def _turned(mask: npt.NDArray[np.bool_], orientation: int) -> npt.NDArray[np.boo
     return np.asarray(ImageOps.exif_transpose(image)) > 0
 
 
-def _first_line(fault: Exception) -> str:
-    return (str(fault) or type(fault).__name__).splitlines()[0]
-
-
 # ---------------------------------------------------------------- what the readers share
 
 
@@ -327,7 +323,7 @@ def read_json(path: Path) -> Any:
     except OSError as fault:
         raise RefsegError(f"{path} cannot be read ({fault.strerror}); check its path and permissions") from fault
     except (ValueError, RecursionError) as fault:
-        raise RefsegError(f"{path} is damaged or cut short ({_first_line(fault)}); obtain it anew") from fault
+        raise RefsegError(f"{path} is damaged or cut short ({first_line(fault)}); obtain it anew") from fault
 
 
 def dataset_folders(dataset: Dataset, root: Path) -> list[Path]:

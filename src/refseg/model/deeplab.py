@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from transformers import ResNetConfig, ResNetModel
 
-from refseg.errors import RefsegError
+from refseg.checkpoints import quiet_transformers
+from refseg.errors import RefsegError, first_line
 
 HEADS = ("aspp.", "decoder.")
 """DeepLab's own head, which SHNet replaces."""
@@ -58,7 +59,8 @@ def convert_deeplab(checkpoint: Path, folder: Path) -> ResNetConfig:
     except RuntimeError as fault:
         reason = str(fault).splitlines()[-1].strip()
         raise RefsegError(f"{checkpoint} holds weights of other shapes than a ResNet's ({reason})") from fault
-    net.save_pretrained(folder)
+    with quiet_transformers():
+        net.save_pretrained(folder)
     return config
 
 
@@ -74,8 +76,9 @@ def read_state(checkpoint: Path) -> dict[str, Tensor]:
         reason = f"asks for {asked[1]}, and weights are tensors and numbers" if asked else "is no plain checkpoint"
         raise RefsegError(f"{checkpoint} is refused: it {reason}; obtain it anew from its publisher") from fault
     except Exception as fault:  # a damaged file surfaces as nearly any error
-        reason = (str(fault) or type(fault).__name__).splitlines()[0]
-        raise RefsegError(f"{checkpoint} cannot be read as a checkpoint ({reason}); obtain it anew") from fault
+        raise RefsegError(
+            f"{checkpoint} cannot be read as a checkpoint ({first_line(fault)}); obtain it anew"
+        ) from fault
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise RefsegError(f"{checkpoint} holds no state_dict of weights; give the port's deeplab-resnet.pth.tar")
