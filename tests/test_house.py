@@ -14,7 +14,7 @@ from PIL import Image
 import refseg
 
 README = ROOT / "README.md"
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted([*(ROOT / "recipes").glob("*.yaml"), *(ROOT / "recipes" / "tables").glob("*.yaml")])
 
 
 @pytest.mark.parametrize("block", [block for block in find_blocks(README) if block.verdict == "run"], ids=str)
@@ -51,7 +51,7 @@ def test_ci_is_a_program():
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.stem)
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: f"{recipe.parent.name}/{recipe.stem}")
 def test_every_recipe_parses(recipe):
     from refseg.recipe import load_recipe
 

@@ -10,7 +10,11 @@ from refseg.model.shnet import SHNetConfig
 from refseg.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
-RECIPES = {str(p.relative_to(ROOT / "recipes").with_suffix("")): p for p in sorted((ROOT / "recipes").glob("*/*.yaml"))}
+RECIPES = {
+    f"{path.parent.name}/{path.stem}": path
+    for path in sorted((ROOT / "recipes").glob("*/*.yaml"))
+    if path.parent.name != "tables"
+}
 LARGE = {"model.image_size": 448}
 RESNET = {"model.output_stride": None, "backbone_weights": "microsoft/resnet-101"}
 

@@ -190,23 +190,29 @@ _SHOWN = 5
 
 
 def report(
-    reports: Annotated[list[Path], typer.Argument(help="Reports that evaluate or score wrote with --out.")],
+    reports: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Reports that evaluate or score wrote with --out; a folder of them is one model trained with several "
+            "seeds."
+        ),
+    ],
     format: Annotated[Format, typer.Option(help="A table for people, or for programs.")] = Format.MARKDOWN,
     by: Annotated[str, typer.Option(help="Compare within a group: kind, siblings, size or set.")] = "all",
 ) -> None:
-    """Compares reports in one table each per protocol and data, with 95% intervals of the differences to the first.
+    """Compares models in one table each per protocol and data, with 95% intervals of the differences to the first.
 
-    The intervals are paired: the photographs are drawn anew, the same ones for both models.
+    The intervals are paired: the photographs are drawn anew, the same ones for all models.
 
     \b
     refseg report baseline.json shnet.json
-    refseg report seeds/*.json --by kind --format csv
+    refseg report baseline.json shnet.json --by kind --format csv
+    refseg report runs/shnet/ runs/baseline/      # a folder of several seeds: mean ± deviation
     """
-    from refseg.comparison import to_csv, to_markdown
-    from refseg.report import read_report
+    from refseg.comparison import read_runs, to_csv, to_markdown
 
-    read = [read_report(path) for path in reports]
-    typer.echo(to_csv(read, by) if format is Format.CSV else to_markdown(read, by))
+    rows = [read_runs(path) for path in reports]
+    typer.echo(to_csv(rows, by) if format is Format.CSV else to_markdown(rows, by))
 
 
 def calibrate(
