@@ -213,6 +213,8 @@ def _clipseg() -> dict[str, Case]:
 
 def training(rounds: int) -> list[Line]:
     """A step of the paper's network with its frozen encoder, per expression, at PER_PHOTO expressions a photograph."""
+    from refseg.train import computes_in_bf16, lay_channels_last
+
     image = torch.rand(1, 3, 320, 320)
     ids, mask = sentences(PER_PHOTO)
     targets = torch.zeros(PER_PHOTO, 1, 72, 72)
@@ -230,15 +232,15 @@ def training(rounds: int) -> list[Line]:
         return Case(run, PER_PHOTO)
 
     plain = plain_form(paper_network(decoder_widths=RELEASED_WIDTHS)).train()
-    grouped = {"images": image, "photo_of": photo_of}
-    light = paper_network().train()
+    grouped = {"images": image.contiguous(memory_format=torch.channels_last), "photo_of": photo_of}
+    released, light = paper_network(decoder_widths=RELEASED_WIDTHS).train(), paper_network().train()
+    for network in (released, light):
+        lay_channels_last(network)
     cases = {
         "plain: the photograph encoded for each expression": step(plain, {"images": image.repeat(PER_PHOTO, 1, 1, 1)}),
-        "grouped, released decoder": step(paper_network(decoder_widths=RELEASED_WIDTHS).train(), grouped),
+        "grouped, released decoder": step(released, grouped),
         "grouped, light decoder": step(light, grouped),
     }
-    from refseg.train import computes_in_bf16
-
     if computes_in_bf16():
         cases["grouped, light decoder, bfloat16"] = step(light, grouped, bf16=True)
     return measure("training step", cases, rounds)

@@ -167,6 +167,13 @@ class Alignment(nn.Module):
         return torch.cat(scores).view(-1, 1, h, w) + self.bias
 
 
+def lay_channels_last(network: nn.Module) -> None:
+    """SFM gives its pixels channels last; convolutions that keep them so spare copies, a sixth of a step on a CPU."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+
+
 class Trainee(nn.Module):
     """The network with its losses, as `Trainer` wants it."""
 
@@ -174,10 +181,7 @@ class Trainee(nn.Module):
         super().__init__()
         self.model = model
         self.alignment = Alignment(model.config.width)
-        # SFM gives its pixels channels last; convolutions that keep them so spare copies, a sixth of a step on a CPU.
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+        lay_channels_last(self)
         self.alignment_weight, self.dice_weight = recipe.alignment_weight, recipe.dice_weight
 
     def forward(
