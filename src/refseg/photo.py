@@ -234,7 +234,7 @@ def _too_large(name: str, size: str) -> str:
 
 def _too_much_beside(fault: Exception, name: str) -> str:
     """The sentence for text or profiles that inflate to megabytes, at which Pillow stops; empty for other faults."""
-    if str(fault).startswith(("Decompressed data too large", "Too much memory used in text chunks")):
+    if str(fault).lower().startswith(("decompressed data too large", "too much memory used in text chunks")):
         return f"{name} carries text or a colour profile of more than 1 MB; save it anew without metadata"
     return ""
 

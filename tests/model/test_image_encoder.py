@@ -9,7 +9,7 @@ from refseg.model.image_encoder import ImageEncoder, build_backbone
 RESNET = {
     "model_type": "resnet",
     "depths": [1, 1, 2, 3],
-    "hidden_sizes": [4, 6, 8, 10],
+    "hidden_sizes": [16, 24, 32, 40],  # with fewer, a ReLU may be dead at every pixel
     "embedding_size": 4,
     "layer_type": "bottleneck",
 }

@@ -256,9 +256,10 @@ CONTENT = {
             *(("1", "PNG"), ("1", "TIFF"), ("1", "BMP"), ("L", "JPEG"), ("L", "BMP"), ("LA", "PNG"), ("LA", "TIFF")),
             *(("P", "PNG"), ("P", "BMP"), ("P", "TIFF"), ("PA", "TIFF"), ("I;16", "PNG"), ("I;16", "TIFF")),
             *(("I", "TIFF"), ("F", "TIFF"), ("RGBA", "PNG"), ("RGBA", "WEBP"), ("RGBA", "BMP"), ("RGBA", "TIFF")),
-            *(("CMYK", "JPEG"), ("CMYK", "TIFF"), ("YCbCr", "TIFF"), ("LAB", "TIFF"), ("RGBX", "TIFF")),
+            *(("CMYK", "JPEG"), ("CMYK", "TIFF"), ("LAB", "TIFF"), ("RGBX", "TIFF")),
         )
     },
+    "YCbCr in TIFF": Photograph(lambda: plain("YCbCr", "TIFF"), EITHER),  # Pillow reads its own from version 13 on
     "16 bits of RGB": Photograph(lambda: deep(3, 2)),
     "16 bits of RGBA": Photograph(lambda: deep(4, 6)),
     "16 bits of grey with transparency": Photograph(lambda: deep(2, 4)),
