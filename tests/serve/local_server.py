@@ -1,4 +1,4 @@
-"""A real server on a free port, and photographs to send it."""
+"""A real server on a free port, and what is sent to it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from PIL import Image
 from refseg.cli.serving import _listen
 from refseg.segmenter import load
 from refseg.serve import Limits, create_app
+
+SEGMENT = "/v1/segment"
 
 
 @contextmanager
@@ -56,3 +58,28 @@ def photo(seed: int = 0, size: tuple[int, int] = (48, 40), form: str = "PNG") ->
     content = io.BytesIO()
     Image.fromarray(noise).save(content, form)
     return content.getvalue()
+
+
+def post(server, data=None, files=None, path=SEGMENT, **options):
+    options.setdefault("timeout", 90)
+    return httpx.post(f"{server}{path}", data=data, files=files, **options)
+
+
+def as_form(server, content, expressions, **fields):
+    return post(server, {"expressions": expressions, **fields}, {"photo": ("p.png", content)})
+
+
+def as_json(server, path=SEGMENT, headers=None, **fields):
+    return post(server, path=path, json=fields, headers=headers)
+
+
+def problem(response, status) -> str:
+    """The detail of a refusal, after the rules that hold for all of them."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    said = response.json()
+    assert said["status"] == status and said["type"] == "about:blank" and said["title"]
+    detail = said["detail"]
+    assert detail.isprintable() and len(detail) < 300 and "Traceback" not in detail
+    assert ";" in detail, f"no cure in {detail!r}"
+    return detail
