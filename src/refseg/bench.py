@@ -134,6 +134,8 @@ def sentences(count: int) -> tuple[Tensor, Tensor]:
 @torch.inference_mode()
 def inference(rounds: int, engines: Sequence[str] = ("torch",)) -> list[Line]:
     """First answers and further ones: the paper's network plain and fast, the shipped model, CLIPSeg."""
+    from refseg.train import computes_in_bf16
+
     plain = plain_form(paper_network(decoder_widths=RELEASED_WIDTHS))
     image = torch.rand(1, 3, 320, 320)
     one, eight = sentences(1), sentences(8)
@@ -143,15 +145,17 @@ def inference(rounds: int, engines: Sequence[str] = ("torch",)) -> list[Line]:
         label = f"paper's network, fast, {name}"
         cases[f"{label}: one expression"] = Case(partial(fast, *one, images=image))
         cases[f"{label}: each of 8"] = Case(partial(fast, *eight, images=image), 8)
-    for engine in engines:
-        network = load(device="cpu", engine=engine).network
+    forms = {engine: load(device="cpu", engine=engine).network for engine in engines}
+    if computes_in_bf16():
+        cases["paper's network, fast, light decoder, bfloat16: each of 8"] = Case(
+            partial(_in_bf16, fast, *eight, images=image), 8
+        )
+        forms["torch in bfloat16"] = load(device="cpu", precision="bfloat16").network
+    for name, network in forms.items():
+        counted = name.startswith("torch")
         levels = network.encode(image)
-        cases[f"shipped model, {engine}: first answer"] = Case(
-            partial(_first, network, image), counted=engine == "torch"
-        )
-        cases[f"shipped model, {engine}: a further one"] = Case(
-            partial(network, *one, levels=levels), counted=engine == "torch"
-        )
+        cases[f"shipped model, {name}: first answer"] = Case(partial(_first, network, image), counted=counted)
+        cases[f"shipped model, {name}: a further one"] = Case(partial(network, *one, levels=levels), counted=counted)
     cases |= _clipseg()
     return measure("inference", cases, rounds)
 
@@ -186,6 +190,11 @@ def stages(rounds: int) -> list[Line]:
         for stage, (one, other) in pairs.items()
         for line in measure(f"stage: {stage}", {"plain": Case(one), "fast": Case(other)}, rounds)
     ]
+
+
+def _in_bf16(network: Callable[..., Tensor], *arguments: Tensor, **keywords: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return network(*arguments, **keywords)
 
 
 def _first(network: Network, image: Tensor) -> Tensor:

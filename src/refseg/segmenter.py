@@ -26,6 +26,7 @@ from refseg.segmentation import Segmentation
 from refseg.words import UNKNOWN, Tokens, WordTokenizer
 
 if TYPE_CHECKING:
+    from refseg.model.fast import FastSHNet
     from refseg.others import BytePairTokenizer, OtherModel
     from refseg.report import Report
 
@@ -282,14 +283,14 @@ def load(
         examples = _examples(calibrate_on, tokenizer, network.config.image_size) if precision == "int8" else []
         form = OpenVINONetwork(network.eval(), precision, examples)
     elif precision == "bfloat16":
-        form = _Bfloat16(network.eval().to(chosen), chosen)
+        form = _Bfloat16(network.to(chosen).optimize(), chosen)
     return Segmenter(network, tokenizer, chosen, threshold, form)
 
 
 class _Bfloat16:
-    """The plain form under PyTorch's autocast."""
+    """A form of the network under PyTorch's autocast."""
 
-    def __init__(self, model: SHNet, device: str) -> None:
+    def __init__(self, model: SHNet | FastSHNet, device: str) -> None:
         self.model, self.device = model, torch.device(device).type
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
