@@ -28,6 +28,7 @@ from refseg.losses import mask_loss
 from refseg.model.aggregation import HCAM, Gate
 from refseg.model.shnet import IMAGENET_MEAN, IMAGENET_STD, SHNet, SHNetConfig
 from refseg.segmenter import Network, Segmenter, load
+from refseg.train import computes_in_bf16, lay_channels_last
 
 log = logging.getLogger(__name__)
 
@@ -134,8 +135,6 @@ def sentences(count: int) -> tuple[Tensor, Tensor]:
 @torch.inference_mode()
 def inference(rounds: int, engines: Sequence[str] = ("torch",)) -> list[Line]:
     """First answers and further ones: the paper's network plain and fast, the shipped model, CLIPSeg."""
-    from refseg.train import computes_in_bf16
-
     plain = plain_form(paper_network(decoder_widths=RELEASED_WIDTHS))
     image = torch.rand(1, 3, 320, 320)
     one, eight = sentences(1), sentences(8)
@@ -147,8 +146,8 @@ def inference(rounds: int, engines: Sequence[str] = ("torch",)) -> list[Line]:
         cases[f"{label}: each of 8"] = Case(partial(fast, *eight, images=image), 8)
     forms = {engine: load(device="cpu", engine=engine).network for engine in engines}
     if computes_in_bf16():
-        cases["paper's network, fast, light decoder, bfloat16: each of 8"] = Case(
-            partial(_in_bf16, fast, *eight, images=image), 8
+        cases[f"{label}, bfloat16: each of 8"] = Case(
+            torch.autocast("cpu", torch.bfloat16)(partial(fast, *eight, images=image)), 8
         )
         forms["torch in bfloat16"] = load(device="cpu", precision="bfloat16").network
     for name, network in forms.items():
@@ -192,11 +191,6 @@ def stages(rounds: int) -> list[Line]:
     ]
 
 
-def _in_bf16(network: Callable[..., Tensor], *arguments: Tensor, **keywords: Tensor) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
-        return network(*arguments, **keywords)
-
-
 def _first(network: Network, image: Tensor) -> Tensor:
     return network(*sentences(1), levels=network.encode(image))
 
@@ -222,8 +216,6 @@ def _clipseg() -> dict[str, Case]:
 
 def training(rounds: int) -> list[Line]:
     """A step of the paper's network with its frozen encoder, per expression, at PER_PHOTO expressions a photograph."""
-    from refseg.train import computes_in_bf16, lay_channels_last
-
     image = torch.rand(1, 3, 320, 320)
     ids, mask = sentences(PER_PHOTO)
     targets = torch.zeros(PER_PHOTO, 1, 72, 72)

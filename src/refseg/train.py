@@ -130,7 +130,7 @@ def computes_in_bf16() -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return True
-    log.warning("this machine has no bfloat16 instructions; training in float32")
+    log.warning("this machine has no bfloat16 instructions; computing in float32")
     return False
 
 

@@ -91,7 +91,7 @@ CHECKPOINTS: dict[str, tuple[Damage, str]] = {
     "weights are torch's pickle renamed": (becomes(WEIGHTS, pickled()), "no usable"),
     "weights are torch's pickle": (as_pickle, "can run code"),
     "weights are a pointer": (becomes(WEIGHTS, b"version https://git-lfs.github.com/spec/v1\n"), "no usable"),
-    "weights of an endless header": (becomes(WEIGHTS, struct.pack("<Q", 2**63) + b"{}"), "deserializing header"),
+    "weights of an endless header": (becomes(WEIGHTS, struct.pack("<Q", 2**63) + b"{}"), "header too large"),
     "weights that point elsewhere": (
         becomes(WEIGHTS, header(b'{"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,99999999]}}')),
         "no usable",

@@ -13,12 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import PIL
 from PIL import Image
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 EITHER = "either"
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
 SIZE = (40, 56)
+READ_BACK = SIZE if int(PIL.__version__.partition(".")[0]) >= 13 else EITHER
+"""Of what Pillow writes and, before version 13, cannot read itself."""
 ORIENTATION = 0x0112
 CONVERT = "convert it to PNG, JPEG, WebP, BMP or TIFF"
 
@@ -259,9 +262,8 @@ CONTENT = {
             *(("CMYK", "JPEG"), ("CMYK", "TIFF"), ("LAB", "TIFF"), ("RGBX", "TIFF")),
         )
     },
-    # What Pillow writes of these, it reads back from version 13 on.
-    "P in BMP": Photograph(lambda: plain("P", "BMP"), EITHER),
-    "YCbCr in TIFF": Photograph(lambda: plain("YCbCr", "TIFF"), EITHER),
+    "P in BMP": Photograph(lambda: plain("P", "BMP"), READ_BACK),
+    "YCbCr in TIFF": Photograph(lambda: plain("YCbCr", "TIFF"), READ_BACK),
     "16 bits of RGB": Photograph(lambda: deep(3, 2)),
     "16 bits of RGBA": Photograph(lambda: deep(4, 6)),
     "16 bits of grey with transparency": Photograph(lambda: deep(2, 4)),
