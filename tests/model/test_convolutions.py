@@ -6,8 +6,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from refseg.model.convolutions import Taps, ToLogits, UpsampledConv, Winograd, atrous, products_of_taps
-from refseg.model.fast_encoder import Stride2, max_pool
+from refseg.model import convolutions
+from refseg.model.convolutions import (
+    Conv,
+    ConvThenUpsample,
+    ToLogits,
+    UpsampleThenConv,
+    Winograd,
+    products_of_direct,
+    products_of_winograd,
+)
+from refseg.model.fast_encoder import max_pool
+from refseg.model.packed import LEAKY, Activation, Geometry
 
 
 def weights(outputs: int, inputs: int, *groups: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,14 +42,6 @@ def test_winograd_is_the_convolution(tile: int, dilation: int, size: tuple[int, 
     torch.testing.assert_close(Winograd(weight, bias, dilation, tile)(x), last(plain))
 
 
-def test_winograd_takes_maps_side_by_side() -> None:
-    weight, bias = weights(4, 3, 2)
-    x = torch.randn(2, 1, 6, 6, 3).double()
-    both = Winograd(weight, bias)(x)
-    for group in range(2):
-        torch.testing.assert_close(both[group], Winograd(weight[group], bias[group])(x[group]))
-
-
 def test_winograd_rounds_little_in_float32() -> None:
     weight, x = torch.randn(64, 64, 3, 3), torch.randn(1, 20, 20, 64)
     exact = last(F.conv2d(first(x).double(), weight.double(), padding=1))
@@ -47,40 +49,46 @@ def test_winograd_rounds_little_in_float32() -> None:
     assert error < 1e-5
 
 
-@pytest.mark.parametrize("dilation", [1, 3, 6, 12, 24])
-def test_taps_are_the_atrous_convolution(dilation: int) -> None:
-    weight, bias = weights(4, 3)
-    x = torch.randn(2, 10, 9, 3).double()
-    plain = last(F.conv2d(first(x), weight, bias, padding=dilation, dilation=dilation))
-    torch.testing.assert_close(Taps(weight, bias, dilation)(x), plain)
-    torch.testing.assert_close(atrous(weight, bias, dilation, 10)(x), plain)
+def test_products_are_counted_as_they_are_formed() -> None:
+    assert products_of_direct(18, 24) == 18**2  # the middle tap alone
+    assert products_of_direct(18, 12) == (18 + 2 * 6) ** 2
+    assert products_of_winograd(18, 1, 3) == 6**2 * 25  # tiles times products of a tile
+    assert products_of_winograd(18, 6, 3) == 6**2 * 25  # a sub-grid of 3×3 pixels is one tile
+    assert products_of_winograd(20, 1, 3) == 7**2 * 25  # the last tile is not filled
 
 
-def test_taps_that_see_padding_alone_cost_nothing() -> None:
-    assert products_of_taps(18, 24) == 18  # the middle tap alone
-    assert products_of_taps(18, 12) == 18 + 2 * 6
-    assert isinstance(atrous(*weights(2, 2), 24, 18), Taps)
-    assert isinstance(atrous(*weights(2, 2), 6, 18), Winograd)
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+@pytest.mark.parametrize("dilation", [1, 2, 12])
+def test_every_form_is_the_convolution(capability: str, dilation: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    weight, bias = torch.randn(128, 144, 3, 3), torch.randn(128)
+    conv = Conv(weight, bias, Geometry(padding=dilation, dilation=dilation), LEAKY)
+    for side in (12, 5):
+        x = torch.randn(2, side, side, 144)
+        plain = F.leaky_relu(F.conv2d(first(x), weight, bias, padding=dilation, dilation=dilation), 0.1)
+        torch.testing.assert_close(conv(x), last(plain), rtol=1e-4, atol=1e-3)
+    assert bool(conv.tiled) == (capability == "AVX2" and dilation < 12)
+
+
+def test_wide_products_go_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolutions, "WIDE", 4)
+    test_winograd_is_the_convolution(3, 2, (7, 5))
 
 
 @pytest.mark.parametrize("size", [(2, 2), (5, 3), (8, 8)])
-def test_a_convolution_moves_before_the_up_sampling(size: tuple[int, int]) -> None:
+def test_a_convolution_before_the_up_sampling_or_after_it(size: tuple[int, int]) -> None:
     weight, bias = weights(4, 3)
     x = torch.randn(2, *size, 3).double()
     up = F.interpolate(first(x), scale_factor=2, mode="bilinear", align_corners=False)
-    torch.testing.assert_close(UpsampledConv(weight, bias)(x), last(F.conv2d(up, weight, bias, padding=1)))
+    plain = last(F.relu(F.conv2d(up, weight, bias, padding=1)))
+    for order in (ConvThenUpsample, UpsampleThenConv):
+        torch.testing.assert_close(order(weight, bias, Activation("relu"))(x), plain)
 
 
 def test_the_last_convolution_to_one_channel() -> None:
     weight, bias = weights(1, 6)
     x = torch.randn(2, 7, 5, 6).double()
     torch.testing.assert_close(ToLogits(weight, bias)(x), F.conv2d(first(x), weight, bias, padding=1))
-
-
-def test_stride_two_as_one_product() -> None:
-    weight, bias = weights(4, 3)
-    x = torch.randn(2, 8, 6, 3).double()
-    torch.testing.assert_close(Stride2(weight, bias)(x), last(F.conv2d(first(x), weight, bias, stride=2, padding=1)))
 
 
 @pytest.mark.parametrize(("size", "side"), [((20, 20), 36), ((40, 40), 36), ((7, 12), 5), ((3, 3), 8), ((6, 6), 6)])

@@ -70,12 +70,23 @@ def test_same_answers(backbone: str, asked: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"fusion_layers": 1}, {"fusion_layers": 3}, {"position": False}, {"aspp_rates": (2,)}], ids=str
+    "changes",
+    [
+        {"fusion_layers": 1},
+        {"fusion_layers": 3},
+        {"position": False},
+        {"aspp_rates": (2,)},
+        {"image_size": 75},  # every map of the encoder has an odd side
+        {"image_size": 68},  # the later ones have
+        {"decoder_widths": (128, 128, 8)},  # both orders of convolution and up-sampling
+    ],
+    ids=str,
 )
 @torch.inference_mode()
 def test_same_answers_of_other_sizes(changes: dict[str, object], asked: dict[str, torch.Tensor]) -> None:
     model = small(**changes)
-    images = torch.rand(2, 3, 64, 64)
+    side = model.config.image_size
+    images = torch.rand(2, 3, side, side)
     assert_same(model.optimize()(**asked, images=images), model(**asked, images=images))
 
 

@@ -11,6 +11,7 @@ Read `shnet.py` first; this file follows its five statements. What is saved, eac
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,16 +20,14 @@ from torch import Tensor, nn
 
 from refseg.errors import RefsegError
 from refseg.model.aggregation import border_case
-from refseg.model.convolutions import ToLogits, UpsampledConv, Winograd, atrous
+from refseg.model.convolutions import Conv, ToLogits, upsampled
 from refseg.model.fast_encoder import FastImageEncoder, folded
 from refseg.model.image_encoder import Levels
+from refseg.model.packed import LEAKY, NOTHING, Activation, Geometry, Linear, pack_linears
 from refseg.model.position import pixels_position, words_position
 
 if TYPE_CHECKING:
     from refseg.model.shnet import SHNet
-
-SLOPE = 0.1
-"""Of every leaky ReLU in the network."""
 
 
 class Ahead(NamedTuple):
@@ -59,7 +58,7 @@ class FastSHNet(nn.Module):
         self.text_encoder = model.text_encoder
         self.fusion = FastSFM(model.fusion)
         self.aggregation = FastHCAM(model.aggregation)
-        self.decoder = FastDecoder(model.decoder, model.config.grid)
+        self.decoder = FastDecoder(model.decoder)
 
     def forward(
         self,
@@ -94,7 +93,8 @@ class FastSFM(nn.Module):
     def __init__(self, plain: Any) -> None:
         super().__init__()
         self.norm, self.final_norm, self.position = plain.norm, plain.final_norm, plain.position
-        self.first, *later = plain.layers
+        first, *later = (pack_linears(copy.deepcopy(layer)) for layer in plain.layers)
+        self.first: Any = first
         self.later = nn.ModuleList(later)
 
     def ahead(self, levels: Levels) -> tuple[Tensor, ...]:
@@ -161,64 +161,65 @@ class FastHCAM(nn.Module):
         width = plain.join.conv.out_channels
         weights, biases = zip(*(folded(gate.conv, gate.norm) for gate in plain.gates), strict=True)
         weight = torch.stack(weights)  # (3, C, 2·C, 3, 3)
-        self.gates = Winograd(weight[:, :, :width].contiguous(), torch.stack(biases))
+        self.gates = nn.ModuleList(
+            Conv(own[:, :width], bias, Geometry(padding=1)) for own, bias in zip(weights, biases, strict=True)
+        )
         # Which taps of a 3×3 kernel lie on a zero-padded 3×3 map, at each of its nine places: every border case.
         inside = F.unfold(torch.ones(1, 1, 3, 3), 3, padding=1)[0]  # (9 taps, 9 places)
         taps = weight[:, :, width:].flatten(3)  # (3, C out, C in, 9 taps)
         self.register_buffer("of_sentence", torch.einsum("tp,goct->gcpo", inside, taps).flatten(2).contiguous())
         join, bias = folded(plain.join.conv, plain.join.norm)
-        self.join = Winograd(join.transpose(1, 2).flatten(1, 2), bias)
+        self.join = Conv(join.transpose(1, 2).flatten(1, 2), bias, Geometry(padding=1), LEAKY)
 
     def forward(self, pixels: Tensor, words: Tensor) -> Tensor:
         """pixels (3, h, w, C), words (3, T, C) → (1, h, w, C)."""
         _, h, w, c = pixels.shape
         sentences = words.sum(dim=1) / max(1, words.shape[1])  # (3, C)
         rows, columns = border_case(h, pixels.device), border_case(w, pixels.device)
-        scores = self.gates(pixels[:, None])[:, 0]  # (3, h, w, C)
         exchanged = []
         for i in range(3):
-            total = pixels[i].clone()
+            total, scores = pixels[i].clone(), self.gates[i](pixels[i : i + 1])[0]  # (h, w, C)
             for j in (j for j in range(3) if j != i):
                 cases = (sentences[j] @ self.of_sentence[i]).view(3, 3, c)
                 of_sentence = cases.index_select(0, rows).index_select(1, columns)
-                total.addcmul_(of_sentence.add_(scores[i]).sigmoid_(), pixels[j])
+                total.addcmul_(of_sentence.add_(scores).sigmoid_(), pixels[j])
             exchanged.append(total)
-        return F.leaky_relu_(self.join(torch.cat(exchanged, dim=-1)[None]), SLOPE)
+        return self.join(torch.cat(exchanged, dim=-1)[None])
 
 
 class FastDecoder(nn.Module):
     """`decoder.Decoder`; the mean of the image joins the mixture as what it is, the same value at every pixel."""
 
-    def __init__(self, plain: Any, grid: int) -> None:
+    def __init__(self, plain: Any) -> None:
         super().__init__()
         (single, *dilated), mix = plain.aspp.branches, plain.aspp.mix[0]
-        self.single = _linear(*folded(single[0], single[1]))
+        self.single = _linear(*folded(single[0], single[1]), LEAKY)
+        rates = [branch[0].dilation[0] for branch in dilated]
         self.dilated = nn.ModuleList(
-            atrous(*folded(branch[0], branch[1]), branch[0].dilation[0], grid) for branch in dilated
+            Conv(*folded(branch[0], branch[1]), Geometry(padding=rate, dilation=rate), LEAKY)
+            for branch, rate in zip(dilated, rates, strict=True)
         )
         self.image = plain.aspp.image
         weight, bias = folded(mix[0], mix[1])
         maps = weight.shape[1] - self.image.out_channels
-        self.mix_maps = _linear(weight[:, :maps], torch.zeros_like(bias))
+        self.mix_maps = _linear(weight[:, :maps], None)
         self.mix_image = _linear(weight[:, maps:], bias)
         first, *later = (folded(block[0], block[1]) for block in plain.refine)
-        self.refine = Winograd(*first)
-        self.later = nn.ModuleList(UpsampledConv(*weights) for weights in later)
+        self.refine = Conv(*first, Geometry(padding=1), LEAKY)
+        self.later = nn.ModuleList(upsampled(*weights, LEAKY) for weights in later)
         self.head = ToLogits(plain.head.weight.detach(), plain.head.bias.detach())
 
     def forward(self, joint: Tensor) -> Tensor:
         """joint (B, h, w, C) → mask logits (B, 1, 4h, 4w)."""
-        image = F.leaky_relu_(self.image(joint.mean(dim=(1, 2))[:, :, None, None]), SLOPE).flatten(1)
-        branches = [F.leaky_relu_(branch(joint), SLOPE) for branch in (self.single, *self.dilated)]
-        x = self.mix_maps(torch.cat(branches, dim=-1)).add_(self.mix_image(image)[:, None, None])
-        x = F.leaky_relu_(self.refine(F.leaky_relu_(x, SLOPE)), SLOPE)
+        image = LEAKY(self.image(joint.mean(dim=(1, 2))[:, :, None, None])).flatten(1)
+        branches = [branch(joint) for branch in (self.single, *self.dilated)]
+        x = LEAKY(self.mix_maps(torch.cat(branches, dim=-1)).add_(self.mix_image(image)[:, None, None]))
+        x = self.refine(x)
         for conv in self.later:
-            x = F.leaky_relu_(conv(x), SLOPE)
+            x = conv(x)
         return self.head(x)
 
 
-def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+def _linear(weight: Tensor, bias: Tensor | None, activation: Activation = NOTHING) -> Linear:
     """A 1×1 convolution (out, in, 1, 1) on maps with channels last."""
-    linear = nn.Linear(weight.shape[1], weight.shape[0])
-    linear.weight, linear.bias = nn.Parameter(weight.flatten(1)), nn.Parameter(bias)
-    return linear.requires_grad_(False)
+    return Linear(weight.flatten(1), bias, activation)

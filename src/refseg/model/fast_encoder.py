@@ -10,11 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refseg.model.convolutions import Taps, Winograd, atrous, channels_last
+from refseg.model.convolutions import Conv, channels_last
 from refseg.model.image_encoder import ImageEncoder, Levels
-
-LEAST_CHANNELS = 64
-"""Below so many channels Winograd's transforms cost more than they save."""
+from refseg.model.packed import LEAKY, NOTHING, Geometry, activation_of
 
 
 class FastImageEncoder(nn.Module):
@@ -28,7 +26,9 @@ class FastImageEncoder(nn.Module):
         self.grid = plain.grid
         self.backbone = fold_backbone(copy.deepcopy(plain.backbone)).requires_grad_(False)
         blocks: Any = plain.project
-        self.project = nn.ModuleList(Stride2(*folded(conv, norm)) for conv, norm, _ in blocks)
+        self.project = nn.ModuleList(
+            Conv(*folded(conv, norm), Geometry(padding=1, stride=2), LEAKY) for conv, norm, _ in blocks
+        )
         self.register_buffer("mean", plain.mean.clone())
         self.register_buffer("std", plain.std.clone())
 
@@ -37,8 +37,7 @@ class FastImageEncoder(nn.Module):
         pixels = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         pooled = [max_pool(channels_last(level), 2 * self.grid) for level in self.backbone(pixels)]
         first, second, third = (
-            F.leaky_relu_(project(level), 0.1).permute(0, 3, 1, 2)
-            for project, level in zip(self.project, pooled, strict=True)
+            project(level).permute(0, 3, 1, 2) for project, level in zip(self.project, pooled, strict=True)
         )
         return first, second, third
 
@@ -71,67 +70,22 @@ class FoldedConv(nn.Module):
     def __init__(self, layer: Any, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
         super().__init__()
         weight, bias = folded(conv, norm)
-        self.conv = copy.deepcopy(conv)
-        self.conv.weight, self.conv.bias = (
-            nn.Parameter(weight.contiguous(memory_format=torch.channels_last)),
-            nn.Parameter(bias),
-        )
-        self.single = conv.kernel_size == (1, 1) and conv.groups == 1
-        self.after = 0
-        """Rows and columns of padding at the far sides alone, where the convolution was TensorFlow's."""
-        if getattr(getattr(layer, "config", None), "tf_padding", False) and not self.single:
-            if conv.stride == (1, 1):
-                self.conv.padding = conv.dilation
-            else:
-                self.after = conv.kernel_size[0] - conv.stride[0]
-        self.activation = copy.deepcopy(getattr(layer, "activation", None)) or nn.Identity()
-        if hasattr(self.activation, "inplace"):
-            self.activation.inplace = True
-        self.forms: dict[int, Winograd | Taps] = {}
+        padding, stride, dilation = int(conv.padding[0]), conv.stride[0], conv.dilation[0]
+        if tensorflow := getattr(getattr(layer, "config", None), "tf_padding", False) and conv.kernel_size == (3, 3):
+            padding = dilation
+        follows = getattr(layer, "activation", None)
+        packed = activation_of(follows)
+        geometry = Geometry(padding, stride, dilation, conv.groups)
+        self.conv = Conv(weight, bias, geometry, packed or NOTHING)
+        self.on_even_sides: Conv | None = None
+        """TensorFlow pads even sides at the far end alone: as zeros at the kernel's near end do, without a copy."""
+        if tensorflow and stride == 2:
+            self.on_even_sides = Conv(F.pad(weight, (1, 0, 1, 0)), bias, geometry, packed or NOTHING)
+        self.activation: Any = nn.Identity() if packed else copy.deepcopy(follows)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self._convolve(x))
-
-    def _convolve(self, x: Tensor) -> Tensor:
-        if self.single:
-            across = channels_last(x)[:, :: self.conv.stride[0], :: self.conv.stride[1]]
-            return F.linear(across, self.conv.weight.flatten(1), self.conv.bias).permute(0, 3, 1, 2)
-        if self._is_winograds():
-            return self._form(max(x.shape[2:]))(channels_last(x)).permute(0, 3, 1, 2)
-        return self.conv(F.pad(x, (0, self.after, 0, self.after)) if self.after else x)
-
-    def _is_winograds(self) -> bool:
-        conv = self.conv
-        plain = conv.kernel_size == (3, 3) and conv.stride == (1, 1) and conv.groups == 1
-        return plain and conv.padding == conv.dilation and conv.in_channels >= LEAST_CHANNELS
-
-    def _form(self, side: int) -> Winograd | Taps:
-        if side not in self.forms:  # which form is the cheapest depends on the side
-            assert self.conv.bias is not None
-            weight, bias, dilation = self.conv.weight.detach(), self.conv.bias.detach(), self.conv.dilation[0]
-            self.forms[side] = Winograd(weight, bias) if dilation == 1 else atrous(weight, bias, dilation, side)
-        return self.forms[side]
-
-
-class Stride2(nn.Module):
-    """A 3×3 convolution of stride 2 with padding 1 as one matrix product over gathered neighbourhoods."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        """weight (out, in, 3, 3), bias (out,)."""
-        super().__init__()
-        self.register_buffer("weight", weight.permute(0, 2, 3, 1).flatten(1).contiguous())
-        self.register_buffer("bias", bias.clone())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, h, w, in) with even h and w → (B, h/2, w/2, out)."""
-        n, h, w, c = x.shape
-        padded = F.pad(x, (0, 0, 1, 1, 1, 1))
-        image, line, _, _ = padded.stride()
-        patches = padded.as_strided((n, h // 2, w // 2, 3, 3, c), (image, 2 * line, 2 * c, line, c, 1))
-        return F.linear(patches.reshape(n, h // 2, w // 2, -1), self.weight, self.bias)
+        conv = self.conv if self.on_even_sides is None or x.shape[-1] % 2 else self.on_even_sides
+        return self.activation(conv(channels_last(x)).permute(0, 3, 1, 2))
 
 
 def max_pool(x: Tensor, side: int) -> Tensor:
