@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import refseg
-from refseg.bench import write_csv
+from refseg.bench import machine, write_csv
 from refseg.data.sources import load_rows
 from refseg.evaluate import evaluate
 
@@ -60,7 +60,7 @@ def main() -> None:
         encode, answer = speed[engine, precision]
         lines.append(Line(engine, precision, scores.overall_iou, scores.mean_iou, encode, answer, scores.count))
         print(lines[-1])
-    write_csv(Path("results/engines.csv"), lines)
+    write_csv(Path("results/engines.csv"), lines, machine())
 
 
 def timed(segmenters: dict[tuple[str, str], refseg.Segmenter]) -> dict[tuple[str, str], list[float]]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from refseg.bench import Case, Growth, _watched, measure, plain_form, write_csv
 from refseg.model.aggregation import HCAM
+from refseg.model.packed import DirectConv, Geometry, Linear
 from refseg.model.shnet import SHNet
 
 
@@ -43,8 +46,25 @@ def test_memory_is_that_of_the_block() -> None:
 
 
 def test_lines_are_written_as_csv(tmp_path: Path) -> None:
-    write_csv(tmp_path / "new" / "growth.csv", [Growth("photographs", 10, 1.23456, 0.5)])
-    with (tmp_path / "new" / "growth.csv").open() as file:
-        assert list(csv.DictReader(file)) == [
-            {"quantity": "photographs", "value": "10", "seconds": "1.235", "memory": "0.5"}
-        ]
+    lines = [Growth("photographs", 10, 1.23456, 0.5)]
+    written = {"quantity": "photographs", "value": "10", "seconds": "1.235", "memory": "0.5"}
+    for machine, expected in ((None, written), ("a laptop", written | {"machine": "a laptop"})):
+        write_csv(tmp_path / "new" / "growth.csv", lines, machine)
+        with (tmp_path / "new" / "growth.csv").open() as file:
+            assert list(csv.DictReader(file)) == [expected]
+
+
+@torch.inference_mode()
+def test_packed_products_are_counted_as_plain_ones_are() -> None:
+    linear, x = nn.Linear(24, 16), torch.rand(2, 9, 9, 24)
+    packed = Linear(linear.weight, linear.bias)
+    cases = {"plain": Case(lambda: linear(x)), "packed": Case(lambda: packed(x))}
+    for groups in (1, 8):
+        conv = nn.Conv2d(24, 16, 3, padding=1, groups=groups)
+        direct = DirectConv(conv.weight, conv.bias, Geometry(padding=1, groups=groups))
+        cases |= {
+            f"plain {groups}": Case(partial(conv, x.permute(0, 3, 1, 2))),
+            f"packed {groups}": Case(partial(direct, x)),
+        }
+    flops = [line.gflop for line in measure("products", cases, 1)]
+    assert flops[::2] == flops[1::2] == [2 * 162 * n / 1e9 for n in (24 * 16, 9 * 24 * 16, 9 * 3 * 16)]

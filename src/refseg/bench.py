@@ -27,6 +27,7 @@ from tqdm import tqdm
 from refseg.errors import RefsegError
 from refseg.losses import mask_loss
 from refseg.model.aggregation import HCAM, Gate
+from refseg.model.packed import Linear
 from refseg.model.shnet import IMAGENET_MEAN, IMAGENET_STD, SHNet, SHNetConfig
 from refseg.segmenter import Network, Segmenter, load
 from refseg.train import computes_in_bf16, lay_channels_last
@@ -53,7 +54,7 @@ class Line:
     gflop: float | None = None
     """Products and sums that PyTorch counted for one expression, in 10⁹; None where it did not compute."""
     peak_share: float | None = None
-    """Arithmetic per second as a share of what a 1024³ matrix product reaches in the same run."""
+    """Arithmetic per second as a share of what a 1024³ product by oneDNN reaches in the same run."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,11 @@ def measure(table: str, cases: dict[str, Case], rounds: int) -> list[Line]:
     """Runs the cases in turn; the first is what the others are compared with."""
     flops = {name: _gflop(case) for name, case in cases.items()}  # also warms up
     seconds: dict[str, list[float]] = {name: [] for name in cases}
-    product = torch.randn(1024, 1024)
+    matrix = torch.randn(1024, 1024)
+    product = Linear(matrix)
     peaks: list[float] = []
     for _ in tqdm(range(rounds), desc=table, unit="round", disable=None):
-        peaks.append(2 * 1024**3 / _seconds(lambda: product @ product))
+        peaks.append(2 * 1024**3 / _seconds(lambda: product(matrix)))
         for name, case in cases.items():
             seconds[name].append(_seconds(case.run) / case.per)
     medians = {name: statistics.median(own) for name, own in seconds.items()}
@@ -326,14 +328,14 @@ def _watched() -> Iterator[list[float]]:
     memory[0] = (kilobytes("VmHWM") - before) / 1024
 
 
-def write_csv(path: Path, lines: Sequence[Any]) -> None:
-    """Writes dataclasses of one kind, a line each."""
+def write_csv(path: Path, lines: Sequence[Any], machine: str | None = None) -> None:
+    """Writes dataclasses of one kind, a line each; where times are among them, with the machine they are of."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        names = list(lines[0].__dataclass_fields__)
+        names, last = list(lines[0].__dataclass_fields__), {"machine": machine} if machine else {}
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(names)
-        writer.writerows([_cell(getattr(line, name)) for name in names] for line in lines)
+        writer.writerow([*names, *last])
+        writer.writerows([*(_cell(getattr(line, name)) for name in names), *last.values()] for line in lines)
 
 
 def _cell(value: Any) -> Any:

@@ -8,7 +8,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from refseg.model import packed
-from refseg.model.packed import LEAKY, NOTHING, Activation, DirectConv, Geometry, Linear, activation_of, pack_linears
+from refseg.model.packed import (
+    LEAKY,
+    NOTHING,
+    Activation,
+    DirectConv,
+    Geometry,
+    Linear,
+    activation_of,
+    attention,
+    pack_linears,
+)
 
 ACTIVATIONS = {
     NOTHING: lambda x: x,
@@ -62,6 +72,14 @@ def test_autocast_says_in_what_they_compute() -> None:
             rounded = layer(x)
         assert (exact.dtype, rounded.dtype) == (torch.float32, torch.bfloat16)
         assert 0 < (exact - rounded).abs().max() < 0.05 * exact.abs().max()
+
+
+@pytest.mark.usefixtures("library")
+@torch.inference_mode()
+def test_attention_head_by_head() -> None:
+    query, key, value = (torch.randn(3, 5, 2, 8).transpose(1, 2) for _ in range(3))  # laid out as projections are
+    exact = F.scaled_dot_product_attention(query, key, value)
+    torch.testing.assert_close(attention(query, key, value), exact)
 
 
 @torch.inference_mode()

@@ -62,7 +62,7 @@ def bench(
             lines = measuring.inference(rounds, ("torch", "openvino") if openvino else ("torch",))
             _show(lines)
         path = out / f"{name}.csv"
-        measuring.write_csv(path, lines)
+        measuring.write_csv(path, lines, measuring.machine())
         typer.echo(path)
 
 

@@ -23,7 +23,7 @@ from refseg.model.aggregation import border_case
 from refseg.model.convolutions import Conv, ToLogits, upsampled
 from refseg.model.fast_encoder import FastImageEncoder, folded
 from refseg.model.image_encoder import Levels
-from refseg.model.packed import LEAKY, NOTHING, Activation, Geometry, Linear, pack_linears
+from refseg.model.packed import LEAKY, NOTHING, Activation, Geometry, Linear, attention, pack_linears
 from refseg.model.position import pixels_position, words_position
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class FastSFM(nn.Module):
         if self.position:
             position = torch.cat([pixels_position(h, w, c, x), words_position(t, c, x)])
         for layer in self.later:
-            x = layer(x, position, None)
+            x = _apply(layer, x, position)
         pixels, met = self.final_norm(x).split([h * w, t], dim=1)
         return pixels.unflatten(1, (h, w)), met
 
@@ -139,6 +139,13 @@ class FastSFM(nn.Module):
     def _project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = self.first.project(x, position if self.position else position.new_zeros(1))
         return query * query.shape[-1] ** -0.5, key, value
+
+
+def _apply(layer: Any, x: Tensor, position: Tensor) -> Tensor:
+    """`fusion.AttentionLayer` where every token may be attended to."""
+    query, key, value = (part.float() for part in layer.project(x, position))
+    x = x + layer.out(attention(query, key, value).transpose(1, 2).flatten(2))
+    return x + layer.ffn(x)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -85,6 +85,19 @@ class Linear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x.to(dtype), self.packed[dtype], bias, *self.activation, "")
 
 
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Scaled dot-product attention, head by head, of (…, N, C) in float32; what PyTorch's own call answers."""
+    if not packs(torch.float32):
+        return F.scaled_dot_product_attention(query, key, value)
+    product = torch.ops.mkldnn._linear_pointwise
+    met = []
+    heads = (query * query.shape[-1] ** -0.5, key, value.transpose(-1, -2).contiguous())
+    for q, k, v in zip(*(part.flatten(0, -3) for part in heads), strict=True):
+        scores = product(q, k, None, *NOTHING, "")
+        met.append(product(torch.softmax(scores, dim=-1, out=scores), v, None, *NOTHING, ""))
+    return torch.stack(met).view(query.shape)
+
+
 def pack_linears(module: nn.Module) -> nn.Module:
     """Makes a `Linear` of each `nn.Linear` inside and of the ReLU after it, in place."""
     for parent in list(module.modules()):
