@@ -106,6 +106,13 @@ def test_the_plain_form_stays_as_it_was(asked: dict[str, torch.Tensor]) -> None:
     assert torch.equal(model(**asked, images=images), before)
 
 
+def test_nothing_is_recorded_for_gradients(asked: dict[str, torch.Tensor]) -> None:
+    model, images = small(), torch.rand(2, 3, 64, 64)
+    answers = model.optimize()(**asked, images=images)
+    assert not answers.requires_grad
+    assert_same(answers, model(**asked, images=images).detach())
+
+
 def test_what_has_no_inference_form_stays_plain() -> None:
     for changes in ({"fusion": "concat"}, {"aggregation": "sum"}):
         model = small(**changes)

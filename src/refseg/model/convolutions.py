@@ -85,7 +85,7 @@ def products_of_winograd(side: int, dilation: int, tile: int) -> int:
 def price_of_winograd(channels: int) -> float:
     """What one of its products costs, the transforms' share included, where a convolution's costs 1.
 
-    Measured on two processors of AMD (docs/speed.md); a plain one has 4 times the products of tile 4.
+    Measured on a processor of AMD, with AVX-512 and held to AVX2 (docs/speed.md). Tile 4 has a quarter of the products.
     """
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
         return 2.0 if channels >= WIDE else 4.0

@@ -60,6 +60,7 @@ class FastSHNet(nn.Module):
         self.aggregation = FastHCAM(model.aggregation)
         self.decoder = FastDecoder(model.decoder)
 
+    @torch.no_grad()
     def forward(
         self,
         ids: Tensor,
@@ -79,6 +80,7 @@ class FastSHNet(nn.Module):
             logits.append(self.decoder(joint))
         return torch.cat(logits)
 
+    @torch.no_grad()
     def encode(self, images: Tensor | None) -> Ahead:
         """images (I, 3, S, S) in 0..1; what it yields serves any number of expressions."""
         if images is None:
