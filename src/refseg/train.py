@@ -24,6 +24,7 @@ from refseg.errors import RefsegError, first_line
 from refseg.losses import mask_loss
 from refseg.model.fusion import average_word, last_word
 from refseg.model.image_encoder import Levels
+from refseg.model.packed import packs
 from refseg.model.position import pixels_position
 from refseg.model.shnet import SHNet, SHNetConfig
 from refseg.recipe import Recipe, TrainingRecipe, load_recipe
@@ -128,7 +129,7 @@ def computes_in_bf16() -> bool:
     """Whether the machine has instructions for bfloat16; without them it is many times slower than float32."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+    if packs(torch.bfloat16) and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return True
     log.warning("this machine has no bfloat16 instructions; computing in float32")
     return False

@@ -60,7 +60,7 @@ def test_products_are_counted_as_they_are_formed() -> None:
 @pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
 @pytest.mark.parametrize("dilation", [1, 2, 12])
 def test_every_form_is_the_convolution(capability: str, dilation: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(convolutions, "wide_registers", lambda: capability == "AVX512")
     weight, bias = torch.randn(128, 144, 3, 3), torch.randn(128)
     conv = Conv(weight, bias, Geometry(padding=dilation, dilation=dilation), LEAKY)
     for side in (12, 5):

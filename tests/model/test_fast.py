@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from refseg.model import convolutions, packed
 from refseg.model.fast import FastSHNet
 from refseg.model.fast_encoder import FoldedConv, fold_backbone
 from refseg.model.image_encoder import build_backbone
@@ -87,6 +88,17 @@ def test_same_answers_of_other_sizes(changes: dict[str, object], asked: dict[str
     model = small(**changes)
     side = model.config.image_size
     images = torch.rand(2, 3, side, side)
+    assert_same(model.optimize()(**asked, images=images), model(**asked, images=images))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@torch.inference_mode()
+def test_same_answers_on_every_processor(
+    wide: bool, asked: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (packed, convolutions):
+        monkeypatch.setattr(module, "wide_registers", lambda: wide)
+    model, images = small(width=128, decoder_widths=(128, 64, 8)), torch.rand(2, 3, 64, 64)
     assert_same(model.optimize()(**asked, images=images), model(**asked, images=images))
 
 

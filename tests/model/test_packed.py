@@ -76,7 +76,8 @@ def test_autocast_says_in_what_they_compute() -> None:
 
 @pytest.mark.usefixtures("library")
 @torch.inference_mode()
-def test_attention_head_by_head() -> None:
+def test_attention_head_by_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "wide_registers", lambda: True)
     query, key, value = (torch.randn(3, 5, 2, 8).transpose(1, 2) for _ in range(3))  # laid out as projections are
     exact = F.scaled_dot_product_attention(query, key, value)
     torch.testing.assert_close(attention(query, key, value), exact)

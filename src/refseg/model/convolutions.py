@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refseg.model.packed import NOTHING, Activation, DirectConv, Geometry, Linear, computing_dtype
+from refseg.model.packed import NOTHING, Activation, DirectConv, Geometry, Linear, computing_dtype, wide_registers
 
 WIDE = 512
 """From so many channels on, Winograd's products are large enough to go to oneDNN one by one."""
@@ -85,9 +85,9 @@ def products_of_winograd(side: int, dilation: int, tile: int) -> int:
 def price_of_winograd(channels: int) -> float:
     """What one of its products costs, the transforms' share included, where a convolution's costs 1.
 
-    Measured on a processor of AMD, with AVX-512 and held to AVX2 (docs/speed.md). Tile 4 has a quarter of the products.
+    By benchmarks/products.py, on an AMD with AVX-512 and held to AVX2. Tile 4 has a quarter of the products.
     """
-    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+    if wide_registers():
         return 2.0 if channels >= WIDE else 4.0
     return 1.7 if channels >= WIDE else 2.5 if channels >= 128 else 3.6
 
@@ -139,7 +139,8 @@ class Winograd(nn.Module):
 
 def upsampled(weight: Tensor, bias: Tensor, activation: Activation) -> ConvThenUpsample | UpsampleThenConv:
     """×2 bilinear up-sampling, then a 3×3 convolution (out, in, 3, 3): in the order that is the faster."""
-    return (ConvThenUpsample if weight.shape[1] >= 128 else UpsampleThenConv)(weight, bias, activation)
+    later = wide_registers() and weight.shape[1] < 128
+    return (UpsampleThenConv if later else ConvThenUpsample)(weight, bias, activation)
 
 
 class UpsampleThenConv(nn.Module):
