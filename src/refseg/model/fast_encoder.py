@@ -23,21 +23,18 @@ class FastImageEncoder(nn.Module):
 
     def __init__(self, plain: ImageEncoder) -> None:
         super().__init__()
-        self.grid = plain.grid
         self.backbone = fold_backbone(copy.deepcopy(plain.backbone)).requires_grad_(False)
         blocks: Any = plain.project
-        self.project = nn.ModuleList(
-            Conv(*folded(conv, norm), Geometry(padding=1, stride=2), LEAKY) for conv, norm, _ in blocks
-        )
+        self.project = nn.ModuleList(Projection(*folded(conv, norm), plain.grid) for conv, norm, _ in blocks)
         self.register_buffer("mean", plain.mean.clone())
         self.register_buffer("std", plain.std.clone())
 
     def forward(self, images: Tensor) -> Levels:
         """images (I, 3, S, S) in 0..1 → three levels, each (I, C, grid, grid)."""
         pixels = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        pooled = [max_pool(channels_last(level), 2 * self.grid) for level in self.backbone(pixels)]
+        maps = (channels_last(level) for level in self.backbone(pixels))
         first, second, third = (
-            project(level).permute(0, 3, 1, 2) for project, level in zip(self.project, pooled, strict=True)
+            project(level).permute(0, 3, 1, 2) for project, level in zip(self.project, maps, strict=True)
         )
         return first, second, third
 
@@ -86,6 +83,29 @@ class FoldedConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         conv = self.conv if self.on_even_sides is None or x.shape[-1] % 2 else self.on_even_sides
         return self.activation(conv(channels_last(x)).permute(0, 3, 1, 2))
+
+
+class Projection(nn.Module):
+    """Pooling to twice the grid, then the 3×3 convolution of stride 2: (B, h, w, in) → (B, grid, grid, C).
+
+    A map of the grid's own side would be pooled to each pixel four times. Of their three rows, as of their three
+    columns, two are then the same: 2×2 taps on the map itself say it with fewer products.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, grid: int) -> None:
+        """weight (C, in, 3, 3), bias (C,)."""
+        super().__init__()
+        self.grid = grid
+        self.of_pooled = Conv(weight, bias, Geometry(padding=1, stride=2), LEAKY)
+        for axis in (2, 3):
+            one, same = weight.narrow(axis, 0, 1), weight.narrow(axis, 1, 2)
+            weight = torch.cat([one, same.sum(dim=axis, keepdim=True)], dim=axis)
+        self.of_map = Conv(weight, bias, Geometry(padding=1), LEAKY)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] == x.shape[2] == self.grid:
+            return self.of_map(x)[:, : self.grid, : self.grid]
+        return self.of_pooled(max_pool(x, 2 * self.grid))
 
 
 def max_pool(x: Tensor, side: int) -> Tensor:
