@@ -88,8 +88,10 @@ def test_same_answers(backbone: str, asked: dict[str, torch.Tensor]) -> None:
 def test_same_answers_of_other_sizes(changes: dict[str, object], asked: dict[str, torch.Tensor]) -> None:
     model = small(**changes)
     side = model.config.image_size
-    images = torch.rand(2, 3, side, side)
-    assert_same(model.optimize()(**asked, images=images), model(**asked, images=images))
+    images, fast = torch.rand(2, 3, side, side), model.optimize()
+    for own, level in zip(fast.encode(images)[:3], model.encode(images), strict=True):
+        assert_same(own, level)
+    assert_same(fast(**asked, images=images), model(**asked, images=images))
 
 
 @pytest.mark.parametrize("wide", [False, True])
