@@ -27,7 +27,7 @@ from tqdm import tqdm
 from refseg.errors import RefsegError
 from refseg.losses import mask_loss
 from refseg.model.aggregation import HCAM, Gate
-from refseg.model.packed import Linear
+from refseg.model.packed import Linear, packs
 from refseg.model.shnet import IMAGENET_MEAN, IMAGENET_STD, SHNet, SHNetConfig
 from refseg.segmenter import Network, Segmenter, load
 from refseg.train import computes_in_bf16, lay_channels_last
@@ -100,7 +100,7 @@ def _gflop(case: Case) -> float | None:
     if not case.counted:
         case.run()
         return None
-    with FlopCounterMode(display=False, custom_mapping=PACKED_FLOPS) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_packed_flops()) as counter:
         case.run()
     return counter.get_total_flops() / 1e9 / case.per
 
@@ -110,14 +110,15 @@ def _linear_flops(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -
 
 
 def _conv_flops(x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
-    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])  # of a depthwise kernel weight[1] is 1
 
 
-PACKED_FLOPS = {
-    torch.ops.mkldnn._linear_pointwise: _linear_flops,
-    torch.ops.mkldnn._convolution_pointwise: _conv_flops,
-}
-"""What PyTorch's counter does not know of: the operators of `model.packed`. A depthwise kernel has weight[1] = 1."""
+def _packed_flops() -> dict[Any, Callable[..., int]]:
+    """What PyTorch's counter does not know of: the operators of `model.packed`, where there are any."""
+    if not packs(torch.float32):
+        return {}
+    operators = torch.ops.mkldnn
+    return {operators._linear_pointwise: _linear_flops, operators._convolution_pointwise: _conv_flops}
 
 
 class TiledGate(Gate):

@@ -23,7 +23,7 @@ from refseg.model.aggregation import border_case
 from refseg.model.convolutions import Conv, ToLogits, upsampled
 from refseg.model.fast_encoder import FastImageEncoder, folded
 from refseg.model.image_encoder import Levels
-from refseg.model.packed import LEAKY, NOTHING, Activation, Geometry, Linear, attention, pack_linears
+from refseg.model.packed import LEAKY, Geometry, Linear, attention, pack_linears
 from refseg.model.position import pixels_position, words_position
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class FastDecoder(nn.Module):
     def __init__(self, plain: Any) -> None:
         super().__init__()
         (single, *dilated), mix = plain.aspp.branches, plain.aspp.mix[0]
-        self.single = _linear(*folded(single[0], single[1]), LEAKY)
+        self.single = Linear(*folded(single[0], single[1]), LEAKY)
         rates = [branch[0].dilation[0] for branch in dilated]
         self.dilated = nn.ModuleList(
             Conv(*folded(branch[0], branch[1]), Geometry(padding=rate, dilation=rate), LEAKY)
@@ -211,8 +211,8 @@ class FastDecoder(nn.Module):
         self.image = plain.aspp.image
         weight, bias = folded(mix[0], mix[1])
         maps = weight.shape[1] - self.image.out_channels
-        self.mix_maps = _linear(weight[:, :maps], None)
-        self.mix_image = _linear(weight[:, maps:], bias)
+        self.mix_maps = Linear(weight[:, :maps])
+        self.mix_image = Linear(weight[:, maps:], bias)
         first, *later = (folded(block[0], block[1]) for block in plain.refine)
         self.refine = Conv(*first, Geometry(padding=1), LEAKY)
         self.later = nn.ModuleList(upsampled(*weights, LEAKY) for weights in later)
@@ -227,8 +227,3 @@ class FastDecoder(nn.Module):
         for conv in self.later:
             x = conv(x)
         return self.head(x)
-
-
-def _linear(weight: Tensor, bias: Tensor | None, activation: Activation = NOTHING) -> Linear:
-    """A 1×1 convolution (out, in, 1, 1) on maps with channels last."""
-    return Linear(weight.flatten(1), bias, activation)

@@ -72,10 +72,10 @@ class Linear(nn.Module):
     bias: Tensor | None
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, activation: Activation = NOTHING) -> None:
-        """weight (out, in), bias (out,)."""
+        """weight (out, in), or (out, in, 1, 1) of a 1×1 convolution on maps with channels last; bias (out,)."""
         super().__init__()
         self.activation = activation
-        self.register_buffer("weight", weight.detach())
+        self.register_buffer("weight", weight.detach().flatten(1))
         self.register_buffer("bias", None if bias is None else bias.detach())
         self.packed: dict[torch.dtype, Tensor] = {}
 
