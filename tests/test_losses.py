@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from refseg.losses import mask_loss
+from refseg.losses import choice_loss, mask_loss
 
 HALF = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
 
@@ -54,3 +54,38 @@ def test_gradients_stay_finite(extreme, dtype):
     assert loss.isfinite() and loss.dtype == torch.float32
     assert logits.grad.isfinite().all()
     assert (logits.grad[0, 0].diagonal() <= 0).all()
+
+
+RIVAL = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
+
+
+def test_choice_by_hand():
+    """Probability 3/4 on the referent and 1/4 on its rival; each weighs a cell in 1.1."""
+    logits = torch.tensor([math.log(3), -math.log(3)]).view(1, 1, 1, 2)
+    assert choice_loss(logits, HALF, RIVAL).item() == pytest.approx(-math.log(3 / 4) / 1.1)
+
+
+def test_marking_both_costs_the_choice_more_than_dice():
+    both, right = torch.full((1, 1, 1, 2), 9.0), torch.tensor([9.0, -9.0]).view(1, 1, 1, 2)
+    assert mask_loss(both, HALF, 1.0) - mask_loss(both, HALF, 0.0) < 0.3
+    assert choice_loss(both, HALF, RIVAL) > 4 and choice_loss(right, HALF, RIVAL) < 1e-3
+
+
+def test_the_choice_looks_at_referent_and_rivals_alone():
+    logits, targets, rivals = torch.randn(2, 1, 4, 4), torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)
+    targets[:, :, 0], rivals[:, :, 1] = 1, 1
+    elsewhere = logits.clone()
+    elsewhere[:, :, 2:] += 5
+    assert torch.equal(choice_loss(elsewhere, targets, rivals), choice_loss(logits, targets, rivals))
+
+
+def test_without_rivals_there_is_no_choice():
+    logits = torch.randn(2, 1, 1, 2, requires_grad=True)
+    choice_loss(logits, HALF.expand(2, 1, 1, 2), torch.stack([RIVAL[0], torch.zeros(1, 1, 2)])).backward()
+    assert logits.grad[0].abs().sum() > 0 and not logits.grad[1].any()
+
+
+def test_what_a_rival_shares_with_the_referent_is_the_referents():
+    logits = torch.randn(1, 1, 1, 2)
+    assert choice_loss(logits, HALF, torch.ones(1, 1, 1, 2)) == choice_loss(logits, HALF, RIVAL)
+    assert choice_loss(logits, HALF, HALF) == 0

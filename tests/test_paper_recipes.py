@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from refseg.model.shnet import SHNetConfig
-from refseg.recipe import load_recipe
+from refseg.recipe import Phase, load_recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPES = {
@@ -20,7 +20,7 @@ RESNET = {"model.output_stride": None, "backbone_weights": "microsoft/resnet-101
 
 
 def on(train, val, steps):
-    phases = [{"steps": steps, "photos": 50, "expressions": 1, "aligned": 0, "side": None, "kinds": []}]
+    phases = [asdict(Phase(steps, photos=50, expressions=1))]
     return {"data.train": [f"{train}.jsonl"], "data.val": [f"{val}.jsonl"], "training.phases": phases}
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 import refseg
 from refseg.calibration import Calibration, write_calibration
+from refseg.checkpoints import find_checkpoint
 from refseg.data.transforms import to_photograph
 from refseg.errors import RefsegError
 from refseg.model.fusion import ConcatFusion
@@ -93,6 +94,10 @@ def test_words_that_were_not_understood_are_told(segmenter):
 def test_threshold_comes_from_the_call_then_load_then_the_model(tiny_model):
     assert load(tiny_model, device="cpu").threshold == 0.5
     assert load(tiny_model, device="cpu", threshold=0.2).threshold == 0.2
+
+
+def test_the_shipped_model_has_a_name():
+    assert find_checkpoint("shipped") == find_checkpoint(None)
 
 
 def test_inference_leaves_no_gradient_and_no_dropout(segmenter):

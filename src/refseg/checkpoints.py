@@ -33,11 +33,12 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def find_checkpoint(model: str | PathLike[str] | None) -> tuple[Path, str]:
-    """The folder and `model_type` of the shipped model (None), a folder, a name of PUBLISHED or a hub id "org/name".
+    """The folder and `model_type` of the shipped model (None or "shipped"), a folder, a name of PUBLISHED, or a hub id.
 
     What is in the hub's local cache is used without the network; HF_HUB_OFFLINE=1 keeps it from being asked at all.
     Raises RefsegError where there is none, it is incomplete, its weights are a pickle, or its type is unknown.
     """
+    model = None if model == "shipped" else model
     folder = _SHIPPED if model is None else _find_folder(model)
     if not (folder / _CONFIG).is_file():
         raise RefsegError(f"the model folder {folder} lacks {_CONFIG}; {_anew(model)}")

@@ -52,6 +52,9 @@ class Phase:
     """Expressions per photograph for the alignment loss, which costs a twentieth."""
     side: int | None = None
     """Side of the network input where it differs from the model's; the grid shrinks with it."""
+    siblings: float = 0.0
+    """Share of the expressions that mean one of several things of a label, as far as a photograph has such; 0 leaves
+    them as they come."""
     kinds: list[str] = field(default_factory=list)
     """Kinds of expressions for the alignment loss, each as often as the others; without any, all as they come."""
 
@@ -72,6 +75,8 @@ class TrainingRecipe:
     warmup_steps: int = 0
     alignment_weight: float = 0.0
     dice_weight: float = 0.0
+    choice_weight: float = 0.0
+    """Of the loss for telling the referent from others of its label; see `losses.choice_loss`."""
     max_grad_norm: float = 1.0
     bf16: bool = False
     workers: int = 0
@@ -246,6 +251,7 @@ def _check_values(data: DataRecipe, training: TrainingRecipe) -> None:
             (min(phase.steps, phase.photos) > 0, f"{where}: steps and photos must be 1 or more"),
             (learns, f"{where} learns nothing; give it expressions, or aligned and an alignment_weight"),
             (phase.side is None or phase.side >= 32, f"{where}.side must be 32 pixels or more"),
+            (0 <= phase.siblings <= 1, f"{where}.siblings must lie between 0 and 1"),
         ]
     for holds, fault in rules:
         if not holds:

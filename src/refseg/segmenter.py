@@ -248,7 +248,7 @@ def load(
     precision: str = "float32",
     calibrate_on: Sequence[PhotoSource] = (),
 ) -> Segmenter:
-    """A segmenter from the shipped model (None), a checkpoint's folder, or a Hugging Face hub id "org/name".
+    """A segmenter from the shipped model (None or "shipped"), a checkpoint's folder, or a hub id "org/name".
 
     "clipseg" and "sam3", or a folder that holds one of them, give these models behind the same calls (docs/models.md).
     A hub model that is in the local cache is used without the network. `device` is "auto" (CUDA, else MPS,

@@ -21,7 +21,7 @@ from refseg.data.batches import Collate, PhotoDataset, PhotoSampler, scaled_grid
 from refseg.data.sources import load_rows
 from refseg.data.table import Row, by_photograph
 from refseg.errors import RefsegError, first_line
-from refseg.losses import mask_loss
+from refseg.losses import choice_loss, mask_loss
 from refseg.model.fusion import average_word, last_word
 from refseg.model.image_encoder import Levels
 from refseg.model.packed import packs
@@ -57,7 +57,7 @@ def run(path: Path, overrides: Sequence[str] = (), resume: bool = False) -> Path
     expressions = [row.expression for photo in photos for row in photo]
     sentences = [sentence for file in recipe.sentences for sentence in read_sentences(Path(file))]
     if recipe.start:
-        started, vocabulary = load_shnet(None if recipe.start == "shipped" else recipe.start)
+        started, vocabulary = load_shnet(recipe.start)
         tokenizer = vocabulary.extended(expressions, sentences)
         model = continued_model(recipe, tokenizer, started)
     else:
@@ -183,10 +183,18 @@ class Trainee(nn.Module):
         self.model = model
         self.alignment = Alignment(model.config.width)
         lay_channels_last(self)
-        self.alignment_weight, self.dice_weight = recipe.alignment_weight, recipe.dice_weight
+        self.alignment_weight = recipe.alignment_weight
+        self.dice_weight, self.choice_weight = recipe.dice_weight, recipe.choice_weight
 
     def forward(
-        self, images: Tensor, ids: Tensor, mask: Tensor, photo_of: Tensor, targets: Tensor, answered: Tensor
+        self,
+        images: Tensor,
+        ids: Tensor,
+        mask: Tensor,
+        photo_of: Tensor,
+        targets: Tensor,
+        rivals: Tensor,
+        answered: Tensor,
     ) -> dict[str, Tensor]:
         config = self.model.config
         images = images.contiguous(memory_format=torch.channels_last)
@@ -194,13 +202,18 @@ class Trainee(nn.Module):
         losses = []
         if self.alignment_weight:
             scores = self.alignment(levels, self.model.text_encoder(ids, mask), mask, photo_of)
-            coarse = F.adaptive_avg_pool2d(targets, scores.shape[-1])
-            losses.append(self.alignment_weight * mask_loss(scores, coarse, self.dice_weight))
+            coarse = [F.adaptive_avg_pool2d(shares, scores.shape[-1]) for shares in (targets, rivals)]
+            losses.append(self.alignment_weight * self._loss(scores, *coarse))
         if answered.any():
-            ids, mask, photo_of, targets = (x[answered] for x in (ids, mask, photo_of, targets))
-            logits = self.model(ids, mask, levels=levels, photo_of=photo_of)
-            losses.append(mask_loss(logits, targets, self.dice_weight))
+            logits = self.model(ids[answered], mask[answered], levels=levels, photo_of=photo_of[answered])
+            losses.append(self._loss(logits, targets[answered], rivals[answered]))
         return {"loss": torch.stack(losses).sum()}
+
+    def _loss(self, mask_logits: Tensor, targets: Tensor, rivals: Tensor) -> Tensor:
+        loss = mask_loss(mask_logits, targets, self.dice_weight)
+        if self.choice_weight:
+            loss = loss + self.choice_weight * choice_loss(mask_logits, targets, rivals)
+        return loss
 
 
 class Batches(DataLoader[Any]):

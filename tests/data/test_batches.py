@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from refseg.data.batches import Collate, PhotoDataset, PhotoSampler, draw, phase_at, random_crop, scaled_grid
+from refseg.data.batches import (
+    Collate,
+    PhotoDataset,
+    PhotoSampler,
+    draw,
+    mix_siblings,
+    phase_at,
+    random_crop,
+    scaled_grid,
+)
 from refseg.data.table import Row, encode_mask
 from refseg.recipe import DataRecipe, Phase
 from refseg.words import WordTokenizer
@@ -177,6 +186,45 @@ def test_what_another_photograph_alone_holds_is_answered_by_nothing(dataset):
         assert set(shown(unfit)) == {("the bag", True)}, unfit
 
 
+def test_rivals_are_the_others_of_the_label(dataset):
+    """A pair of shoes, a third one, and a bag: each shoe's rivals are those that its row does not mean."""
+    photo = dataset([BAG]).photos[0][0].image
+    masks = [mask_of(30, left, 44, left + 8) for left in (4, 20, 44)]
+
+    def row(text, ids, label="shoe", siblings=2):
+        mask = np.logical_or.reduce([masks[i] for i in ids]) if ids else REFERENT
+        own = {"segment_ids": tuple(ids), "label": label, "siblings": siblings}
+        return Row(photo, 1, HEIGHT, WIDTH, text, encode_mask(mask), kind="category", **own)
+
+    rows = [
+        row("first", [0]),
+        row("second", [1]),
+        row("third", [2]),
+        row("pair", [0, 1], siblings=1),
+        row("hat", [], "hat", 0),
+    ]
+    for share in (0.0, 1.0):
+        recipe = DataRecipe(train=[], **PLAIN | {"mirror": share})
+        sample = PhotoDataset([rows], [Phase(9, 1, 9)], recipe, 64, 4, seed=0)[0, 0, 0]
+        target, rivals = (dict(zip(sample.expressions, maps, strict=True)) for maps in (sample.targets, sample.rivals))
+        for text, others in {"first": "second third", "third": "first second", "pair": "third", "hat": ""}.items():
+            expected = sum((target[other] for other in others.split()), torch.zeros(1, 16, 16))
+            torch.testing.assert_close(rivals[text], expected, rtol=0, atol=1 / 255)
+
+
+@given(st.lists(st.booleans(), max_size=30), st.sampled_from([0.25, 0.5, 0.7, 1.0]))
+def test_siblings_are_mixed_in_by_their_share(having, share):
+    rows = [Row(Path("a.png"), 1, 1, 1, str(n), "", siblings=int(has)) for n, has in enumerate(having)]
+    mixed = mix_siblings(rows, share)
+    assert sorted(mixed, key=lambda row: int(row.expression)) == rows
+    for has in (True, False):
+        assert [row for row in mixed if bool(row.siblings) == has] == [row for row in rows if bool(row.siblings) == has]
+    for first in range(1, len(rows) + 1):
+        due, had = share * first, sum(row.siblings > 0 for row in mixed[:first])
+        short = had == sum(having) or first - had == len(having) - sum(having)
+        assert due <= had < due + 1 or short
+
+
 def test_phases_set_sizes_and_counts(dataset):
     rows = [(str(n), "", REFERENT) for n in range(6)]
     data = dataset(rows, [Phase(1, 1, 0, aligned=5), Phase(1, 1, 2, aligned=4, side=32), Phase(1, 1, 9)])
@@ -217,7 +265,8 @@ def test_collated_batch(dataset):
     assert batch["targets"].shape == (4, 1, 16, 16)
     texts = [text for sample in samples for text in sample.expressions]
     assert torch.equal(batch["ids"], tokenizer(texts).ids)
-    assert torch.equal(batch["targets"], torch.cat([sample.targets for sample in samples]))
+    for maps in ("targets", "rivals"):
+        assert torch.equal(batch[maps], torch.cat([getattr(sample, maps) for sample in samples]))
     dropped = Collate(tokenizer, word_dropout=1.0)(samples)
     assert (dropped["ids"] == torch.where(batch["mask"], tokenizer.unknown_id, 0)).all()
 

@@ -77,7 +77,8 @@ def test_words_are_dropped_alike_however_the_samples_are_batched():
     tokenizer = WordTokenizer.from_expressions(["the red bag on the left of the man"])
     texts = [["the red bag", "the bag"], ["the red bag on the left of the man"]]
     samples = [
-        Sample(torch.zeros(3, 4, 4), text, torch.zeros(len(text), 1, 4, 4), 1, seed) for seed, text in enumerate(texts)
+        Sample(torch.zeros(3, 4, 4), text, *[torch.zeros(len(text), 1, 4, 4)] * 2, 1, seed)
+        for seed, text in enumerate(texts)
     ]
     collate = Collate(tokenizer, 0.5)
     together, apart = collate(samples)["ids"], [collate([sample])["ids"] for sample in samples]

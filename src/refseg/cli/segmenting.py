@@ -118,10 +118,10 @@ def segment(
 
 
 def load_model(model: str, device: str, threshold: float | None = None) -> Segmenter:
-    """The model of a folder or hub id, or the shipped one."""
+    """As `refseg.load`, imported when it is needed: --help has no use for torch."""
     from refseg.segmenter import load
 
-    return load(None if model == SHIPPED else model, device=device, threshold=threshold)
+    return load(model, device=device, threshold=threshold)
 
 
 def as_record(photo: Path, result: Segmentation, path: Path | None) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,8 @@ class Sample:
     expressions: list[str]
     targets: torch.Tensor
     """(E, 1, 4·grid, 4·grid) float32: the share of each cell that the referent covers."""
+    rivals: torch.Tensor
+    """Like targets: the share that others of the referent's label cover; zero where it is the only one."""
     answered: int
     """How many of the expressions, the first ones, the whole network answers."""
     seed: int = 0
@@ -122,22 +126,27 @@ class PhotoDataset(Dataset[Sample]):
             box = box if rows[0].kind in CROP_PROOF else None
         mirrored = bool(rng.random() < self.recipe.mirror)
         drawn = draw([rows[i] for i in rng.permutation(len(rows))], phase)
-        targets = self._targets(drawn, box, mirrored, cells)
+        rivals = [rivals_of(row, self.photos[index]) for row in drawn]
+        shares = self._shares([*drawn, *chain(*rivals)], box, mirrored, cells)
         if box is not None:
-            seen = [i for i, target in enumerate(targets) if target.sum() > 0]
+            seen = [i for i, row in enumerate(drawn) if shares[row.counts].any()]
             if seen:
-                drawn, targets = [drawn[i] for i in seen], [targets[i] for i in seen]
+                drawn, rivals = [drawn[i] for i in seen], [rivals[i] for i in seen]
             else:
-                box, targets = None, self._targets(drawn, None, mirrored, cells)
+                box, shares = None, self._shares([*drawn, *chain(*rivals)], None, mirrored, cells)
+        targets = [shares[row.counts] for row in drawn]
+        nothing = np.zeros((cells, cells), np.uint8)
+        taken = [reduce(np.maximum, (shares[other.counts] for other in others), nothing) for others in rivals]
         photo = jitter(rng, _shown(photo, box, mirrored), self.recipe.jitter)
         expressions = [mirror_expression(r.expression) if mirrored else r.expression for r in drawn]
         for i in np.flatnonzero(rng.random(len(drawn)) < self.recipe.absent):
             if (absent := self._absent(rng, self.photos[index])) is not None:
-                expressions[i], targets[i] = absent, np.zeros_like(targets[i])
+                expressions[i], targets[i], taken[i] = absent, nothing, nothing
         return Sample(
             image=to_square(photo, side),
             expressions=expressions,
-            targets=torch.from_numpy(np.stack(targets)).float().unsqueeze(1) / 255,
+            targets=_stacked(targets),
+            rivals=_stacked(taken),
             answered=min(phase.expressions, len(drawn)),
             seed=int(rng.integers(2**32)),
         )
@@ -161,19 +170,22 @@ class PhotoDataset(Dataset[Sample]):
         ]
         return fitting[rng.integers(len(fitting))] if fitting else None
 
-    def _targets(
+    def _shares(
         self, rows: list[Row], box: tuple[int, int, int, int] | None, mirrored: bool, cells: int
-    ) -> list[np.ndarray[Any, Any]]:
-        made: dict[str, np.ndarray[Any, Any]] = {}
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """The share of each cell that a mask covers, (cells, cells) uint8 of 255, by the mask's run lengths."""
+        shares: dict[str, np.ndarray[Any, Any]] = {}
         for row in rows:
-            if row.counts not in made:
+            if row.counts not in shares:
                 mask = _shown(Image.fromarray(row.mask().astype(np.uint8) * 255), box, mirrored)
-                made[row.counts] = np.array(mask.resize((cells, cells), Image.Resampling.BOX))
-        return [made[row.counts] for row in rows]
+                shares[row.counts] = np.array(mask.resize((cells, cells), Image.Resampling.BOX))
+        return shares
 
 
 def draw(rows: list[Row], phase: Phase) -> list[Row]:
     """The first rows, for the whole network, and those for the alignment loss behind them."""
+    if phase.siblings:
+        rows = mix_siblings(rows, phase.siblings)
     answered, rest = rows[: phase.expressions], rows[phase.expressions :]
     if phase.kinds:
         rest = take_turns([row for row in rest if row.kind in phase.kinds])
@@ -188,6 +200,22 @@ def take_turns(rows: list[Row]) -> list[Row]:
         turns.append(seen[row.kind])
         seen[row.kind] += 1
     return [row for _, row in sorted(zip(turns, rows, strict=True), key=lambda pair: pair[0])]
+
+
+def mix_siblings(rows: list[Row], share: float) -> list[Row]:
+    """Of the first rows, however many, the share has siblings: as long as there are rows of both kinds."""
+    having, lacking = ([row for row in rows if bool(row.siblings) == has][::-1] for has in (True, False))
+    mixed: list[Row] = []
+    while having and lacking:
+        due = sum(row.siblings > 0 for row in mixed) < share * (len(mixed) + 1)
+        mixed.append((having if due else lacking).pop())
+    return mixed + having[::-1] + lacking[::-1]
+
+
+def rivals_of(row: Row, rows: Sequence[Row]) -> list[Row]:
+    """Those of a photograph's rows that mean others of the row's label."""
+    own = set(row.segment_ids)
+    return [other for other in rows if row.siblings and other.label == row.label and own.isdisjoint(other.segment_ids)]
 
 
 class Collate:
@@ -210,6 +238,7 @@ class Collate:
             "mask": tokens.mask,
             "photo_of": torch.tensor(photo_of),
             "targets": torch.cat([sample.targets for sample in samples]),
+            "rivals": torch.cat([sample.rivals for sample in samples]),
             "answered": torch.tensor(answered),
         }
 
@@ -239,3 +268,7 @@ def jitter(rng: np.random.Generator, photo: Image.Image, strength: float) -> Ima
 def _shown(picture: Image.Image, box: tuple[int, int, int, int] | None, mirrored: bool) -> Image.Image:
     picture = picture if box is None else picture.crop(box)
     return ImageOps.mirror(picture) if mirrored else picture
+
+
+def _stacked(shares: list[np.ndarray[Any, Any]]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(shares)).float().unsqueeze(1) / 255
