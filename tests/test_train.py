@@ -158,6 +158,23 @@ def test_a_run_goes_on_from_a_trained_model(straight, tmp_path):
         train(recipe, "backbone_weights=somewhere")
 
 
+def test_a_share_of_the_start_stays_in_the_weights(straight, tmp_path):
+    _, folder = straight
+    ends = []
+    for share in (0.0, 0.25):
+        recipe = write_recipe(tmp_path / str(share), steps=2, training={"warmup_steps": 0})
+        recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"model": {}, "start": str(folder)}))
+        ends.append(load_file(train(recipe, f"start_share={share}") / "model.safetensors"))
+    plain, shared = ends
+    start = load_file(folder / "model.safetensors")
+    floating = [name for name in start if start[name].is_floating_point()]
+    assert max((plain[name] - start[name]).abs().max() for name in floating) > 1e-3
+    for name in floating:
+        torch.testing.assert_close(shared[name], 0.75 * plain[name] + 0.25 * start[name])
+    with pytest.raises(RefsegError, match=r"start_share .* needs a start"):
+        train(write_recipe(tmp_path / "none", steps=1), "start_share=0.5")
+
+
 def test_a_run_is_not_overwritten(straight):
     recipe, _ = straight
     with pytest.raises(RefsegError, match=r"already holds a run; add --resume, or --training\.output"):

@@ -97,6 +97,9 @@ class Recipe:
     start: str | None = None
     """A trained model to go on from: `shipped`, a folder or a hub id. Its shapes and its words stay, new words join;
     `model` holds what else shall differ."""
+    start_share: float = 0.0
+    """Share of the weights of `start` in those of the finished model. What the new data teach is kept in a mean, and so
+    is what they would have made it forget (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022)."""
     backbone_weights: str | None = None
     """A transformers checkpoint that initialises the backbone; None starts from random weights."""
     sentences: list[str] = field(default_factory=list)
@@ -114,6 +117,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     _check_model(recipe.model)
     if recipe.start and recipe.backbone_weights:
         raise RefsegError("start brings its own backbone; leave out one of start and backbone_weights")
+    if not 0 <= recipe.start_share < 1 or (recipe.start_share and not recipe.start):
+        raise RefsegError("start_share must be 0 or more and less than 1, and needs a start")
     _check_values(recipe.data, recipe.training)
     return recipe
 
