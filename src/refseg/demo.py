@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from refseg.segmentation import Segmentation
     from refseg.segmenter import Segmenter
 
-EXPRESSIONS = ("the person", "her coat", "the wall")
+EXPRESSIONS = ("the woman", "her coat", "the wall")
 
 
 @dataclass(frozen=True)
