@@ -6,7 +6,7 @@
 A row is what its recipe in recipes/unc changes of the network, laid over recipes/tables/DATA.yaml. A run is one process
 of one thread; what has a report is done, so that the command goes on where it was stopped. Reports are written to
 runs/tables/DATA/reports/ROW/SEED.json and compared at the end, as `refseg report` does: Markdown on standard output,
-CSV in results/tables-DATA.csv.
+CSV in results/tables-DATA.csv, with `--longer N` in results/tables-DATA-N.csv.
 """
 
 from __future__ import annotations
@@ -84,8 +84,7 @@ def main() -> None:
             print(done.result(), flush=True)
     lines = [read_runs(folder / "reports" / row) for row in rows]
     print(to_markdown(lines))
-    if options.longer == 1:
-        Path("results", f"tables-{options.data}.csv").write_text(to_csv(lines) + "\n")
+    Path("results", f"tables-{folder.name}.csv").write_text(to_csv(lines) + "\n")
 
 
 def table(path: Path, specs: list[str]) -> Path:

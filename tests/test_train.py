@@ -15,6 +15,9 @@ from safetensors.torch import load_file
 import refseg
 from refseg.data.sources import load_rows
 from refseg.errors import RefsegError
+from refseg.model.shnet import SHNet, SHNetConfig
+from refseg.recipe import Phase, TrainingRecipe
+from refseg.train import Trainee
 from refseg.words import FREQUENT
 
 MODEL = {
@@ -246,6 +249,33 @@ def test_sentences_and_vectors_start_the_words(tmp_path):
     torch.testing.assert_close(vectors[index], torch.full((16,), 0.5), rtol=0, atol=1e-4)
     assert segmenter.model.config.vocabulary == len(segmenter.tokenizer) == len(vectors)
     assert vectors[0].abs().sum() == 0
+
+
+def test_both_losses_count_the_choice():
+    """The alignment's and the network's: the choice adds its weight times its loss, and nothing without rivals."""
+    torch.manual_seed(0)
+    model = SHNet(SHNetConfig(**MODEL, vocabulary=9))
+    left, right = torch.zeros(2, 2, 1, 32, 32)
+    left[..., :16], right[..., 16:] = 1, 1
+    batch = {
+        "images": torch.rand(1, 3, 64, 64),
+        "ids": torch.tensor([[2, 3], [4, 5]]),
+        "mask": torch.ones(2, 2, dtype=torch.bool),
+        "photo_of": torch.zeros(2, dtype=torch.long),
+        "targets": left,
+    }
+
+    def loss(choice, rivals, answered, aligned):
+        recipe = TrainingRecipe("", [Phase(1, 1, 1)], choice_weight=choice, alignment_weight=aligned)
+        torch.manual_seed(1)
+        trainee = Trainee(model, recipe).eval()
+        with torch.no_grad():
+            return trainee(**batch, rivals=rivals, answered=torch.tensor([answered] * 2))["loss"].item()
+
+    for answered, aligned in ((True, 0.0), (False, 1.0)):
+        none, once, twice = (loss(weight, right, answered, aligned) for weight in (0.0, 1.0, 2.0))
+        assert once - none > 0.1 and twice - none == pytest.approx(2 * (once - none), rel=1e-3)
+        assert loss(2.0, torch.zeros_like(right), answered, aligned) == pytest.approx(none)
 
 
 @pytest.mark.slow
