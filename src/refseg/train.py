@@ -64,12 +64,12 @@ def run(path: Path, overrides: Sequence[str] = (), resume: bool = False) -> Path
         tokenizer = WordTokenizer.from_expressions(expressions, sentences, max_words=recipe.model.get("max_words", 25))
         model = new_model(recipe, tokenizer, expressions + sentences)
     trainer = build_trainer(recipe, model, tokenizer, photos, checkpoint)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()} if recipe.start_share else {}
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if recipe.start_share:
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():  # batch norm's counter of batches is none
-                tensor.lerp_(before[name].to(tensor), recipe.start_share)
+    after = model.state_dict()
+    for name, tensor in before.items():
+        if tensor.is_floating_point():  # batch norm's counter of batches is none
+            after[name].lerp_(tensor.to(after[name]), recipe.start_share)
     if trainer.is_world_process_zero():
         with _writing(output):
             model.save_pretrained(output)

@@ -187,7 +187,7 @@ def test_what_another_photograph_alone_holds_is_answered_by_nothing(dataset):
 
 
 def test_rivals_are_the_others_of_the_label(dataset):
-    """A pair of shoes, a third one, and a bag: each shoe's rivals are those that its row does not mean."""
+    """A pair of shoes, a third one, and a hat: each shoe's rivals are those that its row does not mean."""
     photo = dataset([BAG]).photos[0][0].image
     masks = [mask_of(30, left, 44, left + 8) for left in (4, 20, 44)]
 

@@ -126,14 +126,14 @@ class PhotoDataset(Dataset[Sample]):
             box = box if rows[0].kind in CROP_PROOF else None
         mirrored = bool(rng.random() < self.recipe.mirror)
         drawn = draw([rows[i] for i in rng.permutation(len(rows))], phase)
-        rivals = [rivals_of(row, self.photos[index]) for row in drawn]
-        shares = self._shares([*drawn, *chain(*rivals)], box, mirrored, cells)
+        shares = self._shares(drawn, box, mirrored, cells)
         if box is not None:
-            seen = [i for i, row in enumerate(drawn) if shares[row.counts].any()]
-            if seen:
-                drawn, rivals = [drawn[i] for i in seen], [rivals[i] for i in seen]
+            if seen := [row for row in drawn if shares[row.counts].any()]:
+                drawn = seen
             else:
-                box, shares = None, self._shares([*drawn, *chain(*rivals)], None, mirrored, cells)
+                box, shares = None, self._shares(drawn, None, mirrored, cells)
+        rivals = [rivals_of(row, self.photos[index]) for row in drawn]
+        shares |= self._shares([other for other in chain(*rivals) if other.counts not in shares], box, mirrored, cells)
         targets = [shares[row.counts] for row in drawn]
         nothing = np.zeros((cells, cells), np.uint8)
         taken = [reduce(np.maximum, (shares[other.counts] for other in others), nothing) for others in rivals]
