@@ -20,15 +20,15 @@ from torch import nn
 from tqdm import tqdm
 
 import refseg
-from refseg.bench import write_csv
-from refseg.data.batches import Collate, PhotoDataset, PhotoSampler
 from refseg.data.sources import load_rows
 from refseg.data.table import by_photograph
-from refseg.evaluate import evaluate
-from refseg.losses import mask_loss
-from refseg.model.decoder import Decoder
-from refseg.model.shnet import per_expression
-from refseg.recipe import DataRecipe, Phase
+from refseg.evaluation.bench import write_csv
+from refseg.evaluation.evaluate import evaluate
+from refseg.models.parts.decoder import Decoder
+from refseg.models.shnet.network import per_expression
+from refseg.training.batches import Collate, PhotoDataset, PhotoSampler
+from refseg.training.losses import mask_loss
+from refseg.training.recipe import DataRecipe, Phase
 
 
 @dataclass(frozen=True)

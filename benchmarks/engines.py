@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 
 import refseg
-from refseg.bench import machine, write_csv
 from refseg.data.sources import load_rows
-from refseg.evaluate import evaluate
+from refseg.evaluation.bench import machine, write_csv
+from refseg.evaluation.evaluate import evaluate
 
 ENGINES = (("torch", "float32"), ("torch", "bfloat16"), ("openvino", "float32"), ("openvino", "int8"))
 

@@ -19,8 +19,8 @@ import torch
 import refseg
 from refseg.data.sources import load_rows
 from refseg.data.table import by_photograph
-from refseg.export import ExportedNetwork
-from refseg.metrics import Scores, count_pixels
+from refseg.engines.export import ExportedNetwork
+from refseg.evaluation.scores import Scores, count_pixels
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from refseg.data.pickles import read_plain_pickle
+from refseg.data.published.pickles import read_plain_pickle
 from refseg.data.table import Row, decode_mask, encode_mask, read_table
 from refseg.errors import RefsegError
 from refseg.photo import read_photo

@@ -27,7 +27,7 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from refseg.train import run
+from refseg.training.run import run
 
 STEPS, SAVED = 36, 2
 RECIPE = {

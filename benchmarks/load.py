@@ -66,7 +66,7 @@ def tiny_model(folder: Path) -> str:
     """A random SHNet for 64-pixel squares: the server's own work is what is measured."""
     import torch
 
-    from refseg.model.shnet import SHNet, SHNetConfig
+    from refseg.models.shnet import SHNet, SHNetConfig
     from refseg.words import WordTokenizer
 
     tokenizer = WordTokenizer.from_expressions([f"the {noun}{place}" for noun in NOUNS[:-2] for place in PLACES])
@@ -258,7 +258,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         model = tiny_model(Path(folder)) if options.model == "tiny" else options.model
         known = expectations(model, np.random.default_rng(0))
-        command = [sys.executable, "-m", "refseg.cli", "serve", "--model", model, "--port", "0", "--device", "cpu"]
+        command = [sys.executable, "-m", "refseg", "serve", "--model", model, "--port", "0", "--device", "cpu"]
         command += ["--cache-photos", str(KEPT)]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         try:

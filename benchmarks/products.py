@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from refseg.bench import Case, Line, machine, measure, write_csv
-from refseg.model.convolutions import ConvThenUpsample, UpsampleThenConv, Winograd
-from refseg.model.packed import LEAKY, DirectConv, Geometry, Linear, attention
+from refseg.engines.convolutions import ConvThenUpsample, UpsampleThenConv, Winograd
+from refseg.engines.packed import LEAKY, DirectConv, Geometry, Linear, attention
+from refseg.evaluation.bench import Case, Line, machine, measure, write_csv
 
 LINEAR = ((324, 512, 512), (400, 128, 128), (25600, 96, 24))
 """Rows, channels in and out."""

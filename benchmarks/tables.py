@@ -28,12 +28,12 @@ import yaml
 from tqdm import tqdm
 
 import refseg
-from refseg.comparison import read_runs, to_csv, to_markdown
 from refseg.data.sources import load_rows
 from refseg.data.table import read_table, write_table
-from refseg.evaluate import evaluate
-from refseg.recipe import load_recipe
-from refseg.train import run
+from refseg.evaluation.comparison import read_runs, to_csv, to_markdown
+from refseg.evaluation.evaluate import evaluate
+from refseg.training.recipe import load_recipe
+from refseg.training.run import run
 
 RECIPES = Path("recipes")
 ROWS = (

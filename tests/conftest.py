@@ -17,7 +17,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Its weights are larger than a fresh network's, so that answers differ between photographs and between
     expressions and are neither empty nor full.
     """
-    from refseg.model.shnet import SHNet, SHNetConfig
+    from refseg.models.shnet import SHNet, SHNetConfig
     from refseg.words import WordTokenizer
 
     tokenizer = WordTokenizer.from_expressions(SENTENCES)

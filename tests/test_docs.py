@@ -14,6 +14,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import httpx
 import pytest
@@ -23,7 +24,7 @@ from blocks import ROOT, as_shell, find_blocks, run_block
 from PIL import Image
 
 from refseg.cli import app
-from refseg.recipe import load_recipe
+from refseg.training.recipe import load_recipe
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -69,7 +70,7 @@ def folder(tmp_path, tiny_model, monkeypatch):
 
 @contextmanager
 def serving(model, port):
-    command = [sys.executable, "-m", "refseg.cli", "serve", "--model", str(model), "--port", str(port)]
+    command = [sys.executable, "-m", "refseg", "serve", "--model", str(model), "--port", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         for _ in range(600):
@@ -164,8 +165,8 @@ def _refseg(command):
     """What stands behind refseg, started by itself or by torchrun; nothing for another program."""
     if command[:1] == ["refseg"]:
         yield command[1:]
-    elif "refseg.cli" in command:
-        yield command[command.index("refseg.cli") + 1 :]
+    elif ("-m", "refseg") in pairwise(command):
+        yield command[command.index("refseg") + 1 :]
 
 
 def check_command(words):
@@ -185,7 +186,7 @@ def check_command(words):
 class TestCommands:
     def test_are_found(self):
         text = 'for x in a b; do\n  refseg score $x --data "a b"  # why\ndone\nA=1 refseg serve > log &\n'
-        text += "torchrun -m refseg.cli train \\\n    r.yaml\ncat > x <<'END'\nrefseg nothing\nEND\n"
+        text += "torchrun -m refseg train \\\n    r.yaml\ncat > x <<'END'\nrefseg nothing\nEND\n"
         assert [*commands(text)] == [["score", "native", "--data", "a b"], ["serve"], ["train", "r.yaml"]]
 
     @pytest.mark.parametrize("line", ["segmnt a.jpg", "segment a.jpg --colour red", "evaluate m --protocol lvat"])

@@ -53,7 +53,7 @@ def test_ci_is_a_program():
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: f"{recipe.parent.name}/{recipe.stem}")
 def test_every_recipe_parses(recipe):
-    from refseg.recipe import load_recipe
+    from refseg.training.recipe import load_recipe
 
     load_recipe(recipe)
 
@@ -93,7 +93,7 @@ _UNSAFE = re.compile(
 
 
 def test_nothing_is_read_that_could_run_code():
-    """Weights are safetensors, and `refseg.data.pickles` reads the published pickles with an unpickler of its own."""
+    """Weights are safetensors; `refseg.data.published.pickles` reads pickles with an unpickler of its own."""
     for line in ("torch.load(path)", "torch.load(path, weights_only=False)", "pickle.load(file)", "yaml.load(text)"):
         assert _UNSAFE.search(line)
     assert not _UNSAFE.search("torch.load(path, weights_only=True)")

@@ -14,10 +14,10 @@ from PIL import Image
 import refseg
 from refseg.calibration import Calibration, write_calibration
 from refseg.checkpoints import find_checkpoint
-from refseg.data.transforms import to_photograph
 from refseg.errors import RefsegError
-from refseg.model.fusion import ConcatFusion
+from refseg.models.shnet.fusion import ConcatFusion
 from refseg.segmenter import Segmenter, load
+from refseg.transforms import to_photograph
 
 EXPRESSIONS = ["red bag", "the cat behind the man", "🐈", "the red bag on the left of the blue cup", "left"]
 PHOTO = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)

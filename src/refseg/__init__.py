@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from refseg.errors import RefsegError
-    from refseg.model.shnet import SHNet, SHNetConfig
+    from refseg.models.shnet import SHNet, SHNetConfig
     from refseg.segmentation import Segmentation
     from refseg.segmenter import EncodedPhoto, Segmenter, load
 
@@ -38,8 +38,8 @@ __all__ = [
 _HOMES = {
     "EncodedPhoto": "refseg.segmenter",
     "RefsegError": "refseg.errors",
-    "SHNet": "refseg.model.shnet",
-    "SHNetConfig": "refseg.model.shnet",
+    "SHNet": "refseg.models.shnet",
+    "SHNetConfig": "refseg.models.shnet",
     "Segmentation": "refseg.segmentation",
     "Segmenter": "refseg.segmenter",
     "load": "refseg.segmenter",

@@ -22,10 +22,10 @@ import numpy.typing as npt
 from torch import Tensor
 from tqdm import tqdm
 
-from refseg.data.synonyms import Name, anything, hypernyms, names
+from refseg.data.expressions.names import Name, anything, hypernyms, names
 from refseg.data.table import Row, by_photograph
 from refseg.errors import RefsegError
-from refseg.metrics import NATIVE, Scores, calibration_error, count_pixels
+from refseg.evaluation.scores import NATIVE, Scores, calibration_error, count_pixels
 
 if TYPE_CHECKING:
     from refseg.segmenter import Segmenter

@@ -13,14 +13,14 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from refseg.errors import RefsegError, first_line
-from refseg.model.shnet import SHNet, SHNetConfig
+from refseg.models.shnet import SHNet, SHNetConfig
 from refseg.words import FILE as TOKENIZER
 from refseg.words import WordTokenizer
 
 PUBLISHED = {"clipseg": "CIDAS/clipseg-rd64-refined", "sam3": "facebook/sam3"}
 """Names of other models, and where they are on the hub."""
 OTHER_TYPES = ("clipseg", "sam3", "sam3_video")
-"""The `model_type` of checkpoints that `refseg.others` reads."""
+"""The `model_type` of checkpoints that `refseg.models.pretrained` reads."""
 
 _SHIPPED = Path(__file__).parent / "weights"
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"

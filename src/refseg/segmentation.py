@@ -102,8 +102,8 @@ class Segmentation:
         }
 
     def to_supervision(self) -> Detections:
-        """A `supervision.Detections` of one, or of none if the mask is empty; see `refseg.annotation.supervision`."""
-        from refseg.annotation.supervision import to_supervision
+        """A `supervision.Detections` of one, or of none if the mask is empty; see `refseg.annotation.adapters`."""
+        from refseg.annotation.adapters import to_supervision
 
         return to_supervision([self])
 

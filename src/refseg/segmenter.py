@@ -17,18 +17,18 @@ from torch import Tensor
 
 from refseg.calibration import Calibration, Verdict
 from refseg.checkpoints import OTHER_TYPES, find_checkpoint, read_shnet
-from refseg.data.transforms import to_photograph, to_square
 from refseg.errors import RefsegError
-from refseg.model.fusion import SFM, attention
-from refseg.model.shnet import SHNet
+from refseg.models.shnet import SHNet
+from refseg.models.shnet.fusion import SFM, attention
 from refseg.photo import PhotoSource, read_photo
 from refseg.segmentation import Segmentation
+from refseg.transforms import to_photograph, to_square
 from refseg.words import UNKNOWN, Tokens, WordTokenizer
 
 if TYPE_CHECKING:
-    from refseg.model.fast import FastSHNet
-    from refseg.others import BytePairTokenizer, OtherModel
-    from refseg.report import Report
+    from refseg.engines.fast import FastSHNet
+    from refseg.evaluation.report import Report
+    from refseg.models.pretrained import BytePairTokenizer, OtherModel
 
 MAX_CHARACTERS = 1000
 """The longest expression that is accepted; the model reads far less of it."""
@@ -74,7 +74,7 @@ class Segmenter:
     """Finds in photographs what expressions describe. `load` makes one."""
 
     refine: Callable[[Image.Image, Tensor], Tensor] | None = None
-    """Changes an answer's probabilities (H, W) before they are decided, given the photograph; see `refseg.crf`."""
+    """Changes an answer's probabilities (H, W) before they are decided, given the photograph; see `evaluation.crf`."""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class Segmenter:
     def attention(self, encoded: EncodedPhoto, expression: str) -> tuple[list[str], npt.NDArray[np.float32]]:
         """The T words that are read, and what attends to what in SFM: (3, layers, hw+T, hw+T), 0..1.
 
-        Level by level, of each what `refseg.model.fusion.attention` says. Raises RefsegError if the model has no SFM.
+        Level by level, of each what `models.shnet.fusion.attention` says. Raises RefsegError if the model has no SFM.
         """
         if not isinstance(self.model, SHNet) or not isinstance(fusion := self.model.fusion, SFM):
             raise RefsegError("this model fuses without attention; load one whose config says fusion: sfm")
@@ -180,10 +180,10 @@ class Segmenter:
     ) -> None:
         """Writes the checkpoint, its vocabulary and a model card (README.md); `load` reads the folder.
 
-        `report` (see `refseg.report.read_report`) puts its scores and their protocol on the card; `license` is the
+        `report` (see `evaluation.report.read_report`) puts its scores and their protocol on the card; `license` is the
         hub's name of the weights' licence. Raises RefsegError for another network than SHNet.
         """
-        from refseg.hub import save
+        from refseg.models.hub import save
 
         save(self, folder, report, license)
 
@@ -194,7 +194,7 @@ class Segmenter:
 
         It needs a login (`hf auth login`) or the environment's HF_TOKEN. Raises RefsegError where the hub refuses.
         """
-        from refseg.hub import push
+        from refseg.models.hub import push
 
         return push(self, name, report, license, private)
 
@@ -272,13 +272,13 @@ def load(
     if kind in OTHER_TYPES:
         if engine != "torch" or precision != "float32":
             raise RefsegError(f"{kind} is computed by torch in float32; leave engine and precision out")
-        from refseg.others import read_other
+        from refseg.models.pretrained import read_other
 
         return Segmenter(*read_other(folder, kind), chosen, threshold)
     network, tokenizer = read_shnet(folder)
     form: Network | None = None
     if engine == "openvino":
-        from refseg.openvino_engine import OpenVINONetwork
+        from refseg.engines.openvino import OpenVINONetwork
 
         examples = _examples(calibrate_on, tokenizer, network.config.image_size) if precision == "int8" else []
         form = OpenVINONetwork(network.eval(), precision, examples)

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from refseg.annotation.fiftyone import to_fiftyone
-from refseg.annotation.supervision import to_supervision
+from refseg.annotation.adapters import to_fiftyone, to_supervision
 from refseg.errors import RefsegError
 from refseg.segmentation import Segmentation
 

@@ -344,7 +344,7 @@ def test_mistakes_are_one_line_and_exit_2(here, capsys, line, cure):
 
 
 def start(tiny_model, *arguments):
-    line = [sys.executable, "-m", "refseg.cli", "label", "photos", "--expressions", "things.txt", "--out", "coco.json"]
+    line = [sys.executable, "-m", "refseg", "label", "photos", "--expressions", "things.txt", "--out", "coco.json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     line += ["--model", str(tiny_model), "--device", "cpu", *arguments]
     return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from copies import jpeg, photo_name, publish, refs, write_published
 
-from refseg.data import scenes, sources
+from refseg.data import rendered, sources
 from refseg.data.table import Row, by_photograph, write_table
 from refseg.errors import RefsegError
 
@@ -21,13 +21,13 @@ def cache(tmp_path, monkeypatch):
 def renders(monkeypatch):
     """Counts how often scenes are rendered."""
     calls = []
-    original = scenes.render
+    original = rendered.render
 
     def counted(folder, count, seed=0):
         calls.append((count, seed))
         return original(folder, count, seed)
 
-    monkeypatch.setattr(scenes, "render", counted)
+    monkeypatch.setattr(rendered, "render", counted)
     return calls
 
 
@@ -40,7 +40,7 @@ def test_a_table_is_read_as_it_stands(tmp_path):
 def test_annotations_give_expressions_for_the_photographs_beside_them(tmp_path):
     folder = tmp_path / "mine/val"
     folder.parent.mkdir()
-    path = scenes.render(folder, 3)
+    path = rendered.render(folder, 3)
     rows = sources.load_rows(str(path), per_photo=5)
     groups = list(by_photograph(rows))
     assert {group[0].image for group in groups} == set((folder / "images").iterdir())
@@ -76,20 +76,20 @@ def test_scenes_offer_every_kind_of_expression():
 
 def test_a_newer_renderer_renders_anew(renders, monkeypatch):
     sources.load_rows("scenes:1")
-    monkeypatch.setattr(scenes, "VERSION", scenes.VERSION + 1)
+    monkeypatch.setattr(rendered, "VERSION", rendered.VERSION + 1)
     sources.load_rows("scenes:1")
     assert len(renders) == 2
 
 
 def test_two_processes_may_render_the_same_scenes(tmp_path, monkeypatch):
-    other = scenes.render(tmp_path / "other", 2)
-    original = scenes.render
+    other = rendered.render(tmp_path / "other", 2)
+    original = rendered.render
 
     def beaten(folder, count, seed=0):
         shutil.copytree(other.parent, folder)
         return original(folder, count, seed)
 
-    monkeypatch.setattr(scenes, "render", beaten)
+    monkeypatch.setattr(rendered, "render", beaten)
     assert sources.load_rows("scenes:2")
 
 
@@ -124,14 +124,14 @@ def test_what_is_no_data_is_told_what_is(spec, tmp_path, monkeypatch):
 
 
 def test_annotations_without_photographs(tmp_path):
-    path = scenes.render(tmp_path / "s", 1)
+    path = rendered.render(tmp_path / "s", 1)
     shutil.rmtree(tmp_path / "s/images")
     with pytest.raises(RefsegError, match="no folder images/"):
         sources.load_rows(str(path))
 
 
 def test_annotations_without_segments(tmp_path):
-    path = scenes.render(tmp_path / "s", 1)
+    path = rendered.render(tmp_path / "s", 1)
     document = json.loads(path.read_text(encoding="utf-8")) | {"annotations": []}
     path.write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(RefsegError):

@@ -119,7 +119,7 @@ def test_a_process_of_its_own(tiny_model, good, tmp_path):
     """What only a real process shows: nothing on the streams but what the command says, and its exit code."""
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(HERE["PNG cut to 25/50"].make())
-    line = [sys.executable, "-m", "refseg.cli", "segment", bad, good, "-e", "the dog", "--json", "--model", tiny_model]
+    line = [sys.executable, "-m", "refseg", "segment", bad, good, "-e", "the dog", "--json", "--model", tiny_model]
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1 and "damaged" in sentence(done.stderr.removesuffix("\n"))

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import torch
-from test_train import write_recipe
+from small_run import write_recipe
 
-from refseg.data.batches import Collate, Sample
+from refseg.training.batches import Collate, Sample
 from refseg.words import WordTokenizer
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
@@ -19,7 +19,8 @@ ONE_STEP = """
 import sys
 from pathlib import Path
 from torch import nn
-from refseg.train import Trainee, run
+from refseg.training.trainer import Trainee
+from refseg.training.run import run
 
 
 def train(self, mode=True):
@@ -68,7 +69,7 @@ def test_a_step_on_two_processes_is_the_step_on_one_with_twice_the_photographs(t
 
 @pytest.mark.slow
 def test_the_command_scores_the_same_on_two_processes(tiny_model, tmp_path):
-    command = ["-m", "refseg.cli", "evaluate", tiny_model, "--data", "scenes:5:3", "--json", "--device", "cpu"]
+    command = ["-m", "refseg", "evaluate", tiny_model, "--data", "scenes:5:3", "--json", "--device", "cpu"]
     alone, shared = json.loads(python(tmp_path, *command)), json.loads(python(tmp_path, *TORCHRUN, *command))
     assert alone == shared and alone
 

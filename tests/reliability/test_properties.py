@@ -2,9 +2,9 @@
 
 Those of one box stand beside it: run lengths, polygons and boxes in tests/test_segmentation.py, tables in
 tests/data/test_table.py, scores against counting pixel by pixel and against the protocols' rules written out, empty
-masks among them, in tests/test_metrics.py, padding and company within the network in tests/model/test_shnet.py, plain
-pickles in tests/data/test_pickles.py, orientations to the pixel in tests/test_photo.py. Here are those that go through
-the whole inference path, and crafted run lengths.
+masks among them, in tests/evaluation/test_scores.py, padding and company within the network in
+tests/models/shnet/test_network.py, plain pickles in tests/data/published/test_pickles.py, orientations to the pixel in
+tests/test_photo.py. Here are those that go through the whole inference path, and crafted run lengths.
 """
 
 from __future__ import annotations

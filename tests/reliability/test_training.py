@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train import train, write_recipe
+from small_run import train, write_recipe
 
-from refseg.data.batches import PhotoDataset, PhotoSampler
 from refseg.data.sources import load_rows
 from refseg.data.table import by_photograph
 from refseg.errors import RefsegError
-from refseg.recipe import DataRecipe, Phase
-from refseg.train import Batches
+from refseg.training.batches import PhotoDataset, PhotoSampler
+from refseg.training.recipe import DataRecipe, Phase
+from refseg.training.trainer import Batches
 
 ROOT = Path(__file__).parents[2]
 STATE = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
@@ -109,7 +109,7 @@ def test_a_full_disk_stops_the_run_and_leaves_its_last_checkpoint(undisturbed, h
 
 def test_weights_that_are_no_numbers_become_no_checkpoint(tmp_path, monkeypatch):
     """A finite loss may have a gradient that is not; the loss of the step after tells too late."""
-    import refseg.train
+    import refseg.training.trainer
 
     calls = []
 
@@ -119,7 +119,7 @@ def test_weights_that_are_no_numbers_become_no_checkpoint(tmp_path, monkeypatch)
             0.0 * (logits - logits.detach()).abs().sqrt().sum() if len(calls) == 4 else 0.0
         )
 
-    monkeypatch.setattr(refseg.train, "mask_loss", broken)
+    monkeypatch.setattr(refseg.training.trainer, "mask_loss", broken)
     recipe = write_recipe(tmp_path, steps=5, training={"alignment_weight": 0.0, "save_steps": 1, "warmup_steps": 0})
     with pytest.raises(RefsegError, match="the weights are not finite at step 4; lower the learning rate"):
         train(recipe)

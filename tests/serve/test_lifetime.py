@@ -42,7 +42,7 @@ def test_a_server_from_start_to_end(tiny_model, tmp_path):
     """
     (tmp_path / "sitecustomize.py").write_text(WATCH)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "WATCHED": str(tmp_path / "watched.txt")}
-    command = [sys.executable, "-m", "refseg.cli", "serve", "--model", str(tiny_model), "--port", "0"]
+    command = [sys.executable, "-m", "refseg", "serve", "--model", str(tiny_model), "--port", "0"]
     running = subprocess.Popen(
         [*command, "--queue", "4", "--seconds", "8"], stdout=subprocess.PIPE, text=True, env=environment
     )

@@ -112,13 +112,13 @@ def train(
     \b
     refseg train recipes/scenes.yaml
     refseg train recipes/photos.yaml --training.max_steps 100 --training.bf16=true
-    torchrun --nproc-per-node 4 -m refseg.cli train recipes/photos.yaml
+    torchrun --nproc-per-node 4 -m refseg train recipes/photos.yaml
     """
     recipes, overrides = split_overrides(arguments)
     if len(recipes) != 1:
         named = f"{len(recipes)} are named: {' '.join(recipes)}" if recipes else "none is named"
         raise RefsegError(f"training takes one recipe and {named}; for example: refseg train recipes/scenes.yaml")
-    from refseg.train import run
+    from refseg.training.run import run
 
     output = run(Path(recipes[0]), overrides, resume)
     if os.environ.get("RANK", "0") == "0":  # torchrun starts this command once per process
@@ -148,9 +148,9 @@ def expressions(
     refseg data expressions instances.json --images photos --out table.jsonl
     refseg data expressions instances.json --sentences typed.jsonl --out table.jsonl
     """
+    from refseg.data.expressions.generate import generate, statistics
+    from refseg.data.expressions.typed import typed_rows
     from refseg.data.table import write_table
-    from refseg.data.templates import generate, statistics
-    from refseg.data.typed import typed_rows
 
     ensure_writable(out.parent)
     if sentences is None:
@@ -184,7 +184,7 @@ def scenes(
     refseg data scenes --out scenes --count 500
     refseg data expressions scenes/instances.json --out scenes/table.jsonl
     """
-    from refseg.data.scenes import render
+    from refseg.data.rendered import render
 
     typer.echo(render(out, count, seed))
 

@@ -11,7 +11,7 @@ import typer
 from refseg.cli.files import ensure_writable
 
 if TYPE_CHECKING:
-    from refseg.bench import Growth, Line
+    from refseg.evaluation.bench import Growth, Line
 
 
 class Table(StrEnum):
@@ -42,7 +42,7 @@ def bench(
     """
     import torch
 
-    from refseg import bench as measuring
+    from refseg.evaluation import bench as measuring
 
     ensure_writable(out)
     torch.set_num_threads(threads)

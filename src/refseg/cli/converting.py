@@ -30,7 +30,7 @@ def deeplab(
     refseg convert deeplab deeplab-resnet.pth.tar --out weights/deeplab-resnet101-voc
     """
     ensure_writable(out)
-    from refseg.model.deeplab import convert_deeplab
+    from refseg.training.deeplab import convert_deeplab
 
     config = convert_deeplab(checkpoint, out)
     blocks = "-".join(map(str, config.depths))

@@ -36,9 +36,9 @@ def prepare(
     refseg data prepare unc --root datasets --out unc.jsonl
     refseg data prepare gref-google --root datasets --split val
     """
-    from refseg.data.audit import skip_lines
-    from refseg.data.published import find_dataset
-    from refseg.data.referents import make_rows
+    from refseg.data.published.audit import skip_lines
+    from refseg.data.published.catalogue import find_dataset
+    from refseg.data.published.referents import make_rows
     from refseg.data.sources import check_partition, read_dataset
     from refseg.data.table import write_table
 
@@ -74,8 +74,8 @@ def verify(dataset: Name, root: Root) -> None:
     \b
     refseg data verify unc --root datasets
     """
-    from refseg.data.audit import verify as check
-    from refseg.data.published import find_dataset
+    from refseg.data.published.audit import verify as check
+    from refseg.data.published.catalogue import find_dataset
     from refseg.data.sources import cache_folder, read_dataset
 
     report = check(read_dataset(find_dataset(dataset), root, cache_folder() / "photographs"))
@@ -95,8 +95,8 @@ def audit(
     \b
     refseg data audit unc unc+ gref-umd gref-google --root datasets
     """
-    from refseg.data.audit import overlaps
-    from refseg.data.published import find_dataset
+    from refseg.data.published.audit import overlaps
+    from refseg.data.published.catalogue import find_dataset
     from refseg.data.sources import read_dataset
 
     names = dict.fromkeys(find_dataset(name).name for name in datasets)

@@ -44,7 +44,7 @@ def export(
     image_encoder runs once per photograph, expression_decoder on its expressions; preprocessing.json says what
     stands around them, and tokenizer.json is the vocabulary. docs/export.md explains both.
     """
-    from refseg.export import export as write
+    from refseg.engines.export import export as write
 
     ensure_writable(out)
     for path in write(load_model(model, "cpu"), out, format, precision):

@@ -66,7 +66,7 @@ def compare(
     asked += [(photo, sentence) for sentence in expressions or [] if photo]
     asked = [(file, clean_expression(sentence)) for file, sentence in asked]
     _check(out, [file for file, _ in asked])
-    from refseg import figures
+    from refseg.evaluation import figures
 
     answers: dict[str, list[Segmentation]] = {}
     for name, place in _names(model or [SHIPPED]).items():
@@ -96,7 +96,7 @@ def anchor(
 
     expressions = [clean_expression(sentence) for sentence in expressions]
     _check(out, [photo])
-    from refseg import figures
+    from refseg.evaluation import figures
 
     answers = load_model(model, device)(photo, expressions)
     _tell(answers)
@@ -127,7 +127,7 @@ def attention(
 
     expression = clean_expression(expression)
     _check(out, [photo])
-    from refseg import figures
+    from refseg.evaluation import figures
 
     segmenter = load_model(model, device)
     encoded = segmenter.encode(photo)
@@ -174,8 +174,8 @@ def _names(models: Sequence[str]) -> dict[str, str]:
 
 def _check(out: Path, photos: Sequence[Path]) -> None:
     """What can be known to fail before a model is loaded."""
-    from refseg.card import need_matplotlib
-    from refseg.figures import SUFFIXES
+    from refseg.evaluation.card import need_matplotlib
+    from refseg.evaluation.figures import SUFFIXES
 
     if out.suffix.lower() not in SUFFIXES:
         raise RefsegError(f"--out {out} must end in .png or .svg")
@@ -204,7 +204,7 @@ def _tell(answers: Sequence[Segmentation], who: str = "") -> None:
 
 
 def _write(drawn: Figure, out: Path) -> None:
-    from refseg.figures import save
+    from refseg.evaluation.figures import save
 
     save(drawn, out)
     typer.echo(out)

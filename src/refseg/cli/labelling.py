@@ -81,7 +81,7 @@ def label(
     made_by = identity(segmenter)
     compute = one_after_the_other(segmenter, photos)
     if engine is EngineName.RAY:
-        from refseg.annotation.ray_engine import over_ray
+        from refseg.annotation.ray import over_ray
 
         compute = over_ray(partial(load_model, model, device, threshold), photos, made_by, device != "cpu")
     with Journal(out.with_suffix(".labels.jsonl"), made_by) as journal:

@@ -14,11 +14,11 @@ from refseg.cli.segmenting import Device, ModelArgument, load_model
 from refseg.errors import RefsegError
 
 if TYPE_CHECKING:
-    from refseg.report import Report
+    from refseg.evaluation.report import Report
 
 
 class ProtocolName(StrEnum):
-    """The names of `refseg.metrics.PROTOCOLS`, known before anything heavy is imported."""
+    """The names of `refseg.evaluation.scores.PROTOCOLS`, known before anything heavy is imported."""
 
     NATIVE = "native"
     SHNET = "shnet"
@@ -80,21 +80,21 @@ def evaluate(
     refseg evaluate runs/photos --data photos/val/instances.json --protocol lavt --out report.json
     refseg evaluate shipped --data photos/val/instances.json --report card
     refseg evaluate runs/scenes --data scenes:100:7 --swaps
-    torchrun --nproc-per-node 2 -m refseg.cli evaluate shipped --data scenes:100
+    torchrun --nproc-per-node 2 -m refseg evaluate shipped --data scenes:100
     """
     from refseg.data.sources import load_rows
-    from refseg.evaluate import evaluate as score
-    from refseg.metrics import find_protocol
+    from refseg.evaluation.evaluate import evaluate as score
+    from refseg.evaluation.scores import find_protocol
 
     for folder in (out.parent if out else None, report):
         if folder is not None:
             ensure_writable(folder)
     if report is not None:
-        from refseg.card import need_matplotlib
+        from refseg.evaluation.card import need_matplotlib
 
         need_matplotlib()
     if crf:
-        from refseg.crf import need_crf, refine
+        from refseg.evaluation.crf import need_crf, refine
 
         need_crf()
     rows = [row for spec in data for row in load_rows(spec, seed=seed)]
@@ -117,12 +117,12 @@ def evaluate(
         return
     _finish(result, out, as_json)
     if swaps:
-        from refseg.swaps import ALL, consistency
+        from refseg.evaluation.swaps import ALL, consistency
 
         everything = [row for spec in data for row in load_rows(spec, seed=seed, per_photo=ALL)]
         typer.echo(consistency(segmenter, everything).to_text(), err=as_json)
     if report is not None:
-        from refseg.card import write_card
+        from refseg.evaluation.card import write_card
 
         for path in write_card(result, segmenter, rows, report):
             typer.echo(path, err=as_json)
@@ -159,8 +159,8 @@ def score(
     2: nothing was scored.
     """
     from refseg.data.sources import load_rows
-    from refseg.metrics import find_protocol
-    from refseg.predictions import score_predictions
+    from refseg.evaluation.predictions import score_predictions
+    from refseg.evaluation.scores import find_protocol
 
     if not predictions.is_file():
         raise RefsegError(f"there is no file {predictions}; give predictions as JSON lines")
@@ -209,7 +209,7 @@ def report(
     refseg report baseline.json shnet.json --by kind --format csv
     refseg report runs/shnet/ runs/baseline/      # a folder of several seeds: mean ± deviation
     """
-    from refseg.comparison import read_runs, to_csv, to_markdown
+    from refseg.evaluation.comparison import read_runs, to_csv, to_markdown
 
     rows = [read_runs(path) for path in reports]
     typer.echo(to_csv(rows, by) if format is Format.CSV else to_markdown(rows, by))
@@ -239,7 +239,7 @@ def calibrate(
     if not (model / "config.json").is_file():
         raise RefsegError(f"there is no checkpoint in {model}; give the folder of its config.json")
     if plot is not None:
-        from refseg.card import need_matplotlib
+        from refseg.evaluation.card import need_matplotlib
 
         need_matplotlib()
         ensure_writable(plot.parent)
@@ -247,7 +247,7 @@ def calibrate(
     result = fit_calibration(load_model(str(model), device), rows, seed=seed)
     typer.echo(result.to_text())
     if plot is not None:
-        from refseg.card import plot_reliability
+        from refseg.evaluation.card import plot_reliability
 
         plot_reliability(result.expected, result.ious, plot)
         typer.echo(plot)

@@ -45,8 +45,8 @@ def serve(
     try:
         import uvicorn
 
-        from refseg.annotation.label_studio_backend import add_label_studio
         from refseg.serve import Limits, create_app
+        from refseg.serve.label_studio import add_label_studio
     except ImportError as fault:
         raise RefsegError(f'the server needs {fault.name}; pip install "refseg[serve]"') from fault
 
@@ -73,7 +73,7 @@ def serve(
             timeout_graceful_shutdown=round(seconds) + 1,
         )
     )
-    app.state.engine.on_fault = partial(setattr, server, "should_exit", True)
+    app.state.queue.on_fault = partial(setattr, server, "should_exit", True)
     listening = _listen(host, port)
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"http://{shown}:{listening.getsockname()[1]}")
@@ -81,8 +81,8 @@ def serve(
         signal.signal(number, lambda *_: None)  # uvicorn raises it once more when all is answered
     with listening:
         server.run(sockets=[listening])
-    if app.state.engine.fault is not None:
-        raise app.state.engine.fault
+    if app.state.queue.fault is not None:
+        raise app.state.queue.fault
 
 
 def _listen(host: str, port: int) -> socket.socket:

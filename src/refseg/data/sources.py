@@ -6,14 +6,14 @@ import logging
 import os
 from pathlib import Path
 
-from refseg.data import scenes
-from refseg.data.audit import count, skip_lines
-from refseg.data.published import DATASETS, Dataset, find_dataset
-from refseg.data.refer import read_refer
-from refseg.data.referents import Copy, make_rows
-from refseg.data.referit import read_referit
+from refseg.data import rendered
+from refseg.data.expressions.generate import generate
+from refseg.data.published.audit import count, skip_lines
+from refseg.data.published.catalogue import DATASETS, Dataset, find_dataset
+from refseg.data.published.refer import read_refer
+from refseg.data.published.referents import Copy, make_rows
+from refseg.data.published.referit import read_referit
 from refseg.data.table import Row, read_table
-from refseg.data.templates import generate
 from refseg.errors import RefsegError
 
 _log = logging.getLogger(__name__)
@@ -131,11 +131,11 @@ def _scenes(spec: str) -> Path:
     if len(numbers) > 2 or not all(number.isdecimal() for number in numbers) or int(numbers[0]) == 0:
         raise RefsegError(f"{spec!r} is not scenes:COUNT or scenes:COUNT:SEED; write for example scenes:2000:1")
     count, seed = int(numbers[0]), int(numbers[1]) if len(numbers) == 2 else 0
-    folder = cache_folder() / f"scenes-v{scenes.VERSION}-{count}-{seed}"
+    folder = cache_folder() / f"scenes-v{rendered.VERSION}-{count}-{seed}"
     instances = folder / "instances.json"
     if not instances.is_file():
         try:
-            scenes.render(folder, count, seed)
+            rendered.render(folder, count, seed)
         except RefsegError:
             # Another process may have finished the same folder first; then its scenes are as good.
             if not instances.is_file():

@@ -14,10 +14,13 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Res
 from fastapi.staticfiles import StaticFiles
 from starlette.requests import ClientDisconnect
 
-from refseg.serve import examples, inquiry, problems
-from refseg.serve.engine import Engine
-from refseg.serve.gate import Gate
-from refseg.serve.inquiry import (
+from refseg.serve import examples, problems, schema
+from refseg.serve.admission import Admission
+from refseg.serve.counters import Counters
+from refseg.serve.limits import Limits
+from refseg.serve.problems import Problem, ProblemDetails
+from refseg.serve.queue import Queue
+from refseg.serve.schema import (
     AttentionRequest,
     AttentionResponse,
     PhotoRequest,
@@ -25,9 +28,6 @@ from refseg.serve.inquiry import (
     SegmentRequest,
     SegmentResponse,
 )
-from refseg.serve.limits import Limits
-from refseg.serve.metrics import Metrics
-from refseg.serve.problems import Problem, ProblemDetails
 from refseg.serve.worker import Form
 
 if TYPE_CHECKING:
@@ -42,21 +42,21 @@ _PICTURE: dict[str, Any] = {"content": {"image/png": {}}}
 
 
 def create_app(load: Callable[[], Segmenter], limits: Limits | None = None, *, name: str = "shipped") -> FastAPI:
-    """The server as an ASGI application; `app.state.engine` is what computes.
+    """The server as an ASGI application; `app.state.queue` is what computes.
 
     `load` makes the segmenter, for example `functools.partial(refseg.load, "runs/mine")`. It is pickled and
     called in a process of its own, which starts with the application and is replaced where it dies. `name` is
     what answers call the model.
     """
     limits = limits or Limits()
-    metrics = Metrics()
-    engine = Engine(load, name, limits, metrics)
+    counters = Counters()
+    queue = Queue(load, name, limits, counters)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        engine.start()
+        queue.start()
         yield
-        await engine.stop()
+        await queue.stop()
 
     app = FastAPI(
         title="refseg",
@@ -66,29 +66,29 @@ def create_app(load: Callable[[], Segmenter], limits: Limits | None = None, *, n
         docs_url=None,  # their pages load scripts from another host
         redoc_url=None,
     )
-    app.state.engine = engine
-    app.add_middleware(Gate, limits=limits, metrics=metrics)
+    app.state.queue = queue
+    app.add_middleware(Admission, limits=limits, counters=counters)
     problems.install(app)
-    _add_questions(app, engine, limits)
-    _add_state(app, engine, metrics)
+    _add_questions(app, queue, limits)
+    _add_state(app, queue, counters)
     _add_page(app)
     return app
 
 
-def _add_questions(app: FastAPI, engine: Engine, limits: Limits) -> None:
-    async def ask(request: Request, schema: type[PhotoRequest], form: Form) -> Response:
+def _add_questions(app: FastAPI, queue: Queue, limits: Limits) -> None:
+    async def ask(request: Request, expected: type[PhotoRequest], form: Form) -> Response:
         try:
-            question = await inquiry.read(request, schema, form, limits)
+            question = await schema.read(request, expected, form, limits)
         except ClientDisconnect:
             return Response(status_code=408)
-        answer = await engine.ask(question, request.is_disconnected, request.state.deadline)
+        answer = await queue.ask(question, request.is_disconnected, request.state.deadline)
         return Response(answer.content, media_type=answer.media_type)
 
     @app.post(
         "/v1/segment",
         response_model=SegmentResponse,
         responses={200: _PICTURE, **_PROBLEMS},
-        openapi_extra=inquiry.request_body(SegmentRequest),
+        openapi_extra=schema.request_body(SegmentRequest),
     )
     async def segment(request: Request) -> Response:
         """Segments in one photograph what one or many expressions describe.
@@ -101,7 +101,7 @@ def _add_questions(app: FastAPI, engine: Engine, limits: Limits) -> None:
         "/v1/photos",
         response_model=PhotoResponse,
         responses={200: _PICTURE, **_PROBLEMS},
-        openapi_extra=inquiry.request_body(PhotoRequest),
+        openapi_extra=schema.request_body(PhotoRequest),
     )
     async def photos(request: Request) -> Response:
         """Encodes a photograph ahead of the questions about it, which then may name its `photo_id`.
@@ -114,7 +114,7 @@ def _add_questions(app: FastAPI, engine: Engine, limits: Limits) -> None:
         "/v1/attention",
         response_model=AttentionResponse,
         responses=_PROBLEMS,
-        openapi_extra=inquiry.request_body(AttentionRequest),
+        openapi_extra=schema.request_body(AttentionRequest),
     )
     async def attention(request: Request) -> Response:
         """Which places of the photograph attend to each word of a sentence, as a heat map per word."""
@@ -126,7 +126,7 @@ def _wants_picture(request: Request) -> bool:
     return "image/png" in accepted and "application/json" not in accepted
 
 
-def _add_state(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
+def _add_state(app: FastAPI, queue: Queue, counters: Counters) -> None:
     @app.get("/healthz", response_class=PlainTextResponse)
     async def healthz() -> str:
         """Whether the server runs."""
@@ -135,21 +135,21 @@ def _add_state(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
     @app.get("/readyz", response_class=PlainTextResponse, responses={503: _PROBLEMS[503]})
     async def readyz() -> str:
         """Whether the model answers."""
-        if engine.description is None:
+        if queue.description is None:
             raise Problem(503, "the model is being loaded; ask again in a few seconds", 3)
         return "ok\n"
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
         """Counters for Prometheus."""
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(counters.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/v1/models", responses={503: _PROBLEMS[503]})
     async def models() -> JSONResponse:
         """The model that answers."""
-        if engine.description is None:
+        if queue.description is None:
             raise Problem(503, "the model is being loaded; ask again in a few seconds", 3)
-        return JSONResponse({"models": [engine.description]})
+        return JSONResponse({"models": [queue.description]})
 
 
 def _add_page(app: FastAPI) -> None:

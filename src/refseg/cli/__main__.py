@@ -1,7 +1,0 @@
-"""`python -m refseg.cli` is the command `refseg`; torchrun needs a module."""
-
-import sys
-
-from refseg.cli import main
-
-sys.exit(main())

@@ -1,0 +1,1 @@
+"""Referring expressions for annotated segments."""

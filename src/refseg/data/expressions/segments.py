@@ -1,0 +1,97 @@
+"""The segments of one photograph together: who could be meant by a name, and who touches whom."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from refseg.data.expressions import geometry
+from refseg.data.expressions.geometry import Mask, Segment
+from refseg.data.expressions.names import Name, names
+
+Contact = npt.NDArray[np.float64]
+
+
+class Scene:
+    """One photograph's segments."""
+
+    def __init__(self, segments: Sequence[Segment], unplaced: frozenset[str] = frozenset()) -> None:
+        """`unplaced`: labels of segments whose masks cannot be used; no name that could mean them is used."""
+        self.segments = tuple(segments)
+        self.unplaced = unplaced
+        self.count = Counter(segment.label for segment in segments)
+        self._index = {segment: index for index, segment in enumerate(self.segments)}
+        self._contacts: dict[tuple[Segment, bool], Contact] = {}
+
+    def candidates(self, name: Name) -> tuple[Segment, ...]:
+        """All segments that the name could mean, the tiny ones and crowds among them."""
+        return tuple(segment for segment in self.segments if name.could_mean(segment.label))
+
+    def usable(self, name: Name) -> bool:
+        """Whether everything that the name could mean has a known place."""
+        return not self.unplaced if name.means is None else not self.unplaced & name.means
+
+    def names(self, segment: Segment) -> list[Name]:
+        """What the segment may be called here, plainest first."""
+        alone = self.count[segment.label] == 1
+        return [name for name in names(segment.label, alone) if self.usable(name)]
+
+    def siblings(self, referent: Sequence[Segment]) -> int:
+        """How many segments outside the referent share its label; 0 where it has several labels."""
+        labels = {segment.label for segment in referent}
+        return self.count[labels.pop()] - len(referent) if len(labels) == 1 else 0
+
+    def rests_on(self, segment: Segment, support: Segment) -> int:
+        """Whether the lower edge of the segment stands on the support."""
+        return self._touches(segment, support, below=True, yes=0.6, no=0.1)
+
+    def lies_in(self, segment: Segment, surrounding: Segment) -> int:
+        """Whether the outline of the segment borders on the surrounding nearly everywhere."""
+        return self._touches(segment, surrounding, below=False, yes=0.75, no=0.2)
+
+    def _touches(self, segment: Segment, other: Segment, *, below: bool, yes: float, no: float) -> int:
+        if segment.stuff or segment.crowd:
+            return 0
+        if (segment, below) not in self._contacts:
+            self._contacts[segment, below] = self._contact(segment, below)
+        return geometry.graded(float(self._contacts[segment, below][self._index[other]]), yes, no)
+
+    @cached_property
+    def _owner(self) -> npt.NDArray[np.int32]:
+        """Index of the topmost (smallest) segment at each pixel, (H, W); −1 where there is none."""
+        owner = np.full(self.segments[0].mask.shape, -1, dtype=np.int32)
+        for segment in sorted(self.segments, key=lambda segment: -segment.area):
+            owner[segment.mask] = self._index[segment]
+        return owner
+
+    def _contact(self, segment: Segment, below: bool) -> Contact:
+        """The share of the segment's lower edge, or outline, beyond which each of the segments (N,) lies."""
+        height, width = self._owner.shape
+        reach = 3 if below else max(3, height // 100)
+        rows, columns = np.nonzero(_lower_edge(segment.mask) if below else geometry.outline(segment.mask))
+        steps = ((reach, 0),) if below else ((reach, 0), (-reach, 0), (0, reach), (0, -reach))
+        shares = np.zeros(len(self.segments) + 1)
+        total = 0
+        for down, across in steps:
+            y, x = rows + down, columns + across
+            seen = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+            met = self._owner[y[seen], x[seen]]
+            met = met[met != self._index[segment]]
+            shares += np.bincount(met + 1, minlength=len(shares))
+            total += len(met) + int((~seen).sum())
+        return np.asarray(shares[1:] / max(total, 1))
+
+
+def _lower_edge(mask: Mask) -> Mask:
+    """The lowest pixel of every column that reaches the lower fifth of the mask (H, W)."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    limit = rows[-1] - 0.2 * (rows[-1] - rows[0]) - 1
+    lowest = mask.shape[0] - 1 - mask[::-1].argmax(axis=0)
+    columns = np.flatnonzero(mask.any(axis=0) & (lowest >= limit))
+    edge = np.zeros_like(mask)
+    edge[lowest[columns], columns] = True
+    return edge

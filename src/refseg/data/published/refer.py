@@ -1,0 +1,109 @@
+"""UNC, UNC+ and G-Ref from the published files: refs(unc).p, refs(google).p or refs(umd).p beside instances.json."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from refseg.data.published.catalogue import Dataset
+from refseg.data.published.conversions import read_cris, read_hub
+from refseg.data.published.pickles import read_plain_pickle
+from refseg.data.published.referents import Copy, Photographs, Referent, dataset_folders, not_found, read_json
+from refseg.errors import RefsegError
+
+_PARENTS = (".", "images", "images/mscoco", "images/mscoco/images", "coco", "coco/images", "mscoco", "mscoco/images")
+_LEAVES = ("train2014", "train2017", "val2017")
+
+
+def read_refer(dataset: Dataset, root: Path, unpack: Path | None = None) -> Copy:
+    """The copy of the dataset under `root`, in whichever form it is there.
+
+    The published files come first, then the same references as JSON, then the conversion of CRIS (anns/ and
+    masks/), then those of the hub. `unpack` is a folder for photographs that a conversion embeds; without it
+    they stay where they are. Raises RefsegError if there is no copy, half a copy, or a damaged one.
+    """
+    folders = dataset_folders(dataset, root)
+    photographs = _photographs(root, folders)
+    for folder in folders:
+        for name in (f"refs({dataset.partition}).p", f"refs({dataset.partition}).json"):
+            if (folder / name).is_file():
+                return _published(dataset, folder / name, photographs)
+    for folder in folders:
+        copy = read_cris(dataset, folder, photographs)
+        if copy is not None:
+            return copy
+    copy = read_hub(dataset, [*folders, *_benchmark(root)], photographs, unpack)
+    if copy is not None:
+        return copy
+    raise not_found(dataset, root, _what_is_there(dataset, root, folders))
+
+
+def _photographs(root: Path, folders: list[Path]) -> Photographs:
+    bases = [root, root.parent] if root in folders else [root]
+    return Photographs(base / parent / leaf for base, parent, leaf in product(bases, _PARENTS, _LEAVES))
+
+
+def _benchmark(root: Path) -> list[Path]:
+    return [child for child in sorted(root.iterdir()) if child.name.lower() == "refcoco-benchmark" and child.is_dir()]
+
+
+def _what_is_there(dataset: Dataset, root: Path, folders: list[Path]) -> str:
+    wanted = f"refs({dataset.partition}).p"
+    if not folders:
+        return f"no folder {dataset.folders[0]}/ with {wanted} and instances.json"
+    others = sorted(path.name for folder in folders for path in folder.glob("refs(*).p"))
+    there = f"{', '.join(others)} but no {wanted}" if others else f"no {wanted} and no conversion that is known"
+    return f"{folders[0]} has {there}"
+
+
+def _published(dataset: Dataset, file: Path, photographs: Photographs) -> Copy:
+    instances = file.with_name("instances.json")
+    if not instances.is_file():
+        raise RefsegError(f"{file.parent} is half a copy: {file.name} is there and instances.json is not; copy it too")
+    refs = read_plain_pickle(file) if file.suffix == ".p" else read_json(file)
+    referents = list(_referents(refs, file, _Instances(instances), dataset))
+    return Copy(dataset, f"{file.name} and instances.json", referents, photographs, (file, instances))
+
+
+class _Instances:
+    """The annotations, photographs and categories of instances.json, by id."""
+
+    def __init__(self, path: Path) -> None:
+        document = read_json(path)
+        try:
+            self.annotations = {entry["id"]: entry for entry in document["annotations"]}
+            self.images = {entry["id"]: entry for entry in document["images"]}
+            self.labels = {entry["id"]: str(entry["name"]) for entry in document["categories"]}
+            self._of_label = Counter((a["image_id"], a["category_id"]) for a in document["annotations"])
+        except (KeyError, TypeError) as fault:
+            raise RefsegError(f"{path} is not in COCO's format ({fault}); obtain it anew") from fault
+
+    def siblings(self, annotation: dict[str, Any]) -> int:
+        """How many other segments of the photograph carry the annotation's label."""
+        return self._of_label[annotation["image_id"], annotation["category_id"]] - 1
+
+
+def _referents(refs: Any, file: Path, instances: _Instances, dataset: Dataset) -> Iterator[Referent]:
+    if not isinstance(refs, list) or not refs:
+        raise RefsegError(f"{file} holds no list of references; obtain it anew")
+    for number, ref in enumerate(refs):
+        try:
+            split, ann_id, image_id = str(ref["split"]), int(ref["ann_id"]), int(ref["image_id"])
+            expressions = tuple(str(sentence["sent"]) for sentence in ref["sentences"])
+            annotation = instances.annotations.get(ann_id)
+            image = instances.images.get(image_id, {})
+            name = image.get("file_name") or str(ref["file_name"]).rpartition("_")[0] + ".jpg"
+            size = (int(image["height"]), int(image["width"])) if image else None
+        except (KeyError, TypeError, ValueError, AttributeError) as fault:
+            raise RefsegError(f"{file}, reference {number}, is not as published ({fault!r}); obtain it anew") from fault
+        if split not in dataset.splits:
+            raise RefsegError(f"{file} has the split {split!r}, which is none of {dataset.title}; obtain it anew")
+        yield Referent(
+            photograph=Path(name).name, image_id=image_id, segment_id=ann_id, expressions=expressions,
+            segmentation=annotation.get("segmentation") if annotation else None, split=split, size=size,
+            label=instances.labels.get(annotation["category_id"], "") if annotation else "",
+            siblings=instances.siblings(annotation) if annotation else 0,
+        )  # fmt: skip

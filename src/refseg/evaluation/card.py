@@ -1,0 +1,235 @@
+"""The report card: what a model can and cannot do, as one figure and one sheet of photographs."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from refseg.data.table import Row
+from refseg.errors import RefsegError
+from refseg.evaluation.report import Report, Scored
+from refseg.evaluation.scores import Scores, calibration_error, reliability
+from refseg.segmentation import Segmentation, overlay
+
+if TYPE_CHECKING:
+    from refseg.segmenter import Segmenter
+
+_STRONG, _SOFT, _INK, _FAINT = "#2458b8", "#e8833a", "#1d2330", "#c9ced8"
+_COLUMNS = 4
+_TILE, _GAP, _LINE = 300, 18, 27
+_PAPER, _TEXT, _DIM = (250, 250, 252), (29, 35, 48), (110, 118, 133)
+
+
+def need_matplotlib() -> None:
+    """Raises RefsegError where the plots cannot be drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as fault:
+        raise RefsegError('the plots need matplotlib; pip install "refseg[report]"') from fault
+
+
+def write_card(report: Report, segmenter: Segmenter, rows: Sequence[Row], folder: Path) -> list[Path]:
+    """Writes report.json, card.png and contact.jpg into the folder and returns their paths.
+
+    `rows` are those that were evaluated. Raises RefsegError where matplotlib is not installed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / name for name in ("report.json", "card.png", "contact.jpg")]
+    paths[0].write_text(report.to_json() + "\n", encoding="utf-8")
+    plot_card(report, paths[1])
+    contact_sheet(report, segmenter, rows).save(paths[2], quality=90)
+    return paths
+
+
+def plot_card(report: Report, path: Path) -> None:
+    """IoU by kind of expression and by size of the referent, precision, and what the score is worth, as PNG or SVG."""
+    figure, ((kinds, sizes), (precision, score)) = _subplots(2, 2, (12, 9))
+    groups = report.scores
+    _plot_bars(kinds, groups.get("kind", groups["all"]), "IoU by kind of expression")
+    _plot_bars(sizes, groups["size"], "IoU by the referent's share of the photograph")
+    _plot_precision(precision, groups)
+    scored = [answer for answer in report.answers if answer.score is not None]
+    if scored:
+        ious = [Scores(report.protocol).iou(answer.pixels) for answer in scored]
+        _draw_reliability(score, [answer.score or 0.0 for answer in scored], ious)
+    else:
+        score.text(0.5, 0.5, "no scores: this protocol decides\nthe mask logits by itself", ha="center", color=_INK)
+        score.set_axis_off()
+    threshold = "the segmenter's threshold" if report.threshold is None else f"threshold {report.threshold:g}"
+    figure.suptitle(
+        f"{report.model or 'unnamed model'} · {', '.join(report.splits) or 'unnamed data'}\nprotocol "
+        f"{report.protocol.name} · {threshold} · {report.photographs} photographs, {report.overall.count} expressions",
+        fontsize=12,
+        color=_INK,
+    )
+    figure.savefig(path, dpi=130)
+
+
+def plot_reliability(scores: Sequence[float], ious: Sequence[float], path: Path) -> None:
+    """How the score (0..1) compares with the IoU that was reached, as PNG or SVG."""
+    figure, ((axes,),) = _subplots(1, 1, (5.2, 4.8))
+    _draw_reliability(axes, scores, ious)
+    figure.savefig(path, dpi=130)
+
+
+def _subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, npt.NDArray[Any]]:
+    need_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(
+        figsize=size, layout="constrained", facecolor="white"
+    )  # not pyplot: it keeps state and wants a screen
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for own in axes.flat:
+        own.spines[["top", "right"]].set_visible(False)
+        own.spines[["left", "bottom"]].set_color(_FAINT)
+        own.tick_params(colors=_INK, length=0)
+        own.set_axisbelow(True)
+    return figure, axes
+
+
+def _plot_bars(axes: Any, members: dict[str, Scores], title: str) -> None:
+    """Overall and mean IoU of each member, in its order from top to bottom."""
+    names = [f"{name}  ({scores.count})" for name, scores in members.items()]
+    place = np.arange(len(names))
+    series = [("overall IoU", [100 * s.overall_iou for s in members.values()], -0.2, _STRONG)]
+    series += [("mean IoU", [100 * s.mean_iou for s in members.values()], 0.2, _SOFT)]
+    for label, values, shift, colour in series:
+        if np.isnan(values).all():
+            continue
+        bars = axes.barh(place + shift, values, 0.38, label=label, color=colour)
+        axes.bar_label(bars, [f"{value:.0f}" for value in values], padding=3, fontsize=8.5, color=_INK)
+    axes.set_yticks(place, names)
+    axes.set_ylim(max(len(names), 5) - 0.4, -0.6)  # few bars are not made thicker than many
+    axes.set_xlim(0, 105)
+    axes.set_xlabel("%", color=_INK)
+    axes.grid(axis="x", color=_FAINT, linewidth=0.6)
+    axes.set_title(title, loc="left", color=_INK)
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+
+
+def _plot_precision(axes: Any, groups: dict[str, dict[str, Scores]]) -> None:
+    lines = [("all", groups["all"]["all"], _STRONG, 2.4)]
+    styles = zip((_SOFT, "#3d9970", "#8a5bb5", "#7a808c"), groups.get("siblings", {}).items(), strict=False)
+    lines += [(f"{name} sibling" if name == "without" else name, own, colour, 1.6) for colour, (name, own) in styles]
+    for name, scores, colour, width in lines:
+        precision = scores.precision
+        axes.plot(
+            list(precision), [100 * share for share in precision.values()], "o-", color=colour, lw=width, label=name
+        )
+    for x, share in lines[0][1].precision.items():
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}
+        place = {"textcoords": "offset points", "ha": "center", "fontsize": 9, "color": _STRONG, "bbox": box}
+        axes.annotate(f"{100 * share:.0f}", (x, 100 * share), (0, 9), **place)
+    axes.set_xticks(list(lines[0][1].precision))
+    axes.set_ylim(0, 105)
+    axes.set_xlabel("X", color=_INK)
+    axes.grid(axis="y", color=_FAINT, linewidth=0.6)
+    axes.set_title("Precision@X in %", loc="left", color=_INK)
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _draw_reliability(axes: Any, scores: Sequence[float], ious: Sequence[float]) -> None:
+    """Dots where scores and IoUs meet; on the diagonal, a score means what it says."""
+    bins = reliability(scores, ious)
+    said, reached, shares = (np.array(column) for column in zip(*bins, strict=True))
+    axes.plot([0, 1], [0, 1], "--", color=_FAINT, lw=1.2)
+    axes.vlines(said, np.minimum(said, reached), np.maximum(said, reached), color=_SOFT, lw=2, alpha=0.55)
+    axes.scatter(said, reached, 40 + 900 * shares, color=_STRONG, edgecolor="white", linewidth=1, zorder=3)
+    for x, y, share in bins:
+        if share >= 0.005:
+            axes.annotate(
+                f"{share:.0%}", (x, y), (0, -19 - 12 * share), textcoords="offset points", ha="center", fontsize=8
+            )
+    axes.set_xlim(-0.05, 1.05)
+    axes.set_ylim(-0.14, 1.05)
+    axes.set_xlabel("score", color=_INK)
+    axes.set_ylabel("mean IoU", color=_INK)
+    axes.grid(color=_FAINT, linewidth=0.6)
+    error = calibration_error(scores, ious)
+    axes.set_title(f"What the score is worth: calibration error {error:.3f}", loc="left", color=_INK)
+
+
+# ---------------------------------------------------------------- the sheet of photographs
+
+
+def contact_sheet(report: Report, segmenter: Segmenter, rows: Sequence[Row], each: int = _COLUMNS) -> Image.Image:
+    """The best, the middle and the worst answers, `each` of them, every one of another photograph; RGB.
+
+    A tile shows what was meant and what was answered, side by side. Among the worst stand first the most confident.
+    """
+    sections = [(title, chosen) for title, chosen in _choose(report, each) if chosen]
+    tiles = [[_tile(report, segmenter, rows[a.row], a) for a in chosen] for _, chosen in sections]
+    width = _GAP + each * (2 * _TILE + _GAP)
+    heading = 2 * _LINE
+    heights = [max(tile.height for tile in own) for own in tiles]
+    sheet = Image.new("RGB", (width, sum(heights) + len(tiles) * (heading + _GAP) + _GAP), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    top = _GAP
+    for (title, _), own, height in zip(sections, tiles, heights, strict=True):
+        draw.text((_GAP, top), title, _TEXT, ImageFont.load_default(30))
+        top += heading
+        for number, tile in enumerate(own):
+            sheet.paste(tile, (_GAP + number * (2 * _TILE + _GAP), top))
+        top += height + _GAP
+    return sheet
+
+
+def _choose(report: Report, each: int) -> list[tuple[str, list[Scored]]]:
+    scores = Scores(report.protocol)
+    known = [(scores.iou(answer.pixels), answer) for answer in report.answers]
+    ranked = sorted((pair for pair in known if pair[0] == pair[0]), key=lambda p: (-p[0], p[1].score or 0.0, p[1].row))
+    answers = [answer for _, answer in ranked]
+    half = len(answers) // 2
+    around = sorted(range(len(answers)), key=lambda place: abs(place - half))
+    taken: set[str] = set()
+    middle = [answers[place] for place in around]
+    sections = (("The best", answers), ("The worst, the most confident first", answers[::-1]), ("The middle", middle))
+    best, worst, between = (_one_each(own, each, taken) for _, own in sections)
+    return [("The best", best), ("The middle", between), (sections[1][0], worst)]
+
+
+def _one_each(answers: Sequence[Scored], count: int, taken: set[str]) -> list[Scored]:
+    """The first answers, each about a photograph that was not `taken` yet."""
+    chosen: list[Scored] = []
+    for answer in answers:
+        if len(chosen) == count:
+            break
+        if answer.photograph not in taken:
+            taken.add(answer.photograph)
+            chosen.append(answer)
+    return chosen
+
+
+def _tile(report: Report, segmenter: Segmenter, row: Row, answer: Scored) -> Image.Image:
+    """What was meant, what was answered, and the sentence below."""
+    encoded = segmenter.encode(row.image)
+    (found,) = segmenter.segment(encoded, [row.expression])
+    meant = Segmentation(row.expression, row.mask(), 1.0, found.photo)
+    # The second colour of an overlay is another one; the empty first mask leaves it to the target.
+    nothing = Segmentation("", np.zeros_like(meant.mask), 0.0, found.photo)
+    pictures = [overlay(found.photo, [nothing, meant], caption=False), overlay(found.photo, [found], caption=False)]
+    height = min(max(1, round(_TILE * row.height / row.width)), _TILE * 4 // 3)
+    tile = Image.new("RGB", (2 * _TILE, height + 4 * _LINE), _PAPER)
+    for number, picture in enumerate(pictures):
+        scale = min(_TILE / picture.width, height / picture.height)
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        left = number * (_TILE + 2) + (_TILE - 2 - size[0]) // 2
+        tile.paste(picture.resize(size, Image.Resampling.LANCZOS), (max(left, 0), (height - size[1]) // 2))
+    draw = ImageDraw.Draw(tile)
+    top = height + _LINE // 3
+    for line in textwrap.wrap(row.expression, 52, max_lines=2, placeholder=" …"):
+        draw.text((0, top), line, _TEXT, ImageFont.load_default(22))
+        top += _LINE
+    iou = Scores(report.protocol).iou(answer.pixels)
+    draw.text((0, top), "meant", _DIM, ImageFont.load_default(18))
+    draw.text((_TILE + 2, top), f"answered: IoU {iou:.2f}, score {found.score:.2f}", _DIM, ImageFont.load_default(18))
+    return tile

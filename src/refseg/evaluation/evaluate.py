@@ -1,0 +1,226 @@
+"""A model and rows in, a report out: every answer scored on the pixels that a protocol names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import version
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch.distributed as distributed
+from tqdm import tqdm
+
+from refseg.data.table import Row
+from refseg.errors import RefsegError
+from refseg.evaluation.report import Report, Scored
+from refseg.evaluation.scores import NATIVE, Protocol, count_pixels
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 4
+"""Parts of a photograph's path that a report keeps, as in photos-coco/val/images/1.jpg."""
+
+_CHUNK = 32
+"""Expressions answered at once; bounds the memory that full-size probabilities take."""
+
+Mask = npt.NDArray[np.bool_]
+Numbered = tuple[int, Row]
+"""A row and its position in the data."""
+
+
+class Answer(typing.Protocol):
+    """What scoring needs of a `Segmentation`; its `score` and `found` are taken along where it has them."""
+
+    @property
+    def mask(self) -> Mask:
+        """(H, W) bool at the photograph's own size."""
+
+
+class Answers(typing.Protocol):
+    """What scoring needs of a `Segmenter`; a yardstick or another model may stand in for it.
+
+    With `mask_logits` and `image_size`, the protocols other than `native` score probabilities, else masks.
+    """
+
+    def encode(self, photo: Any, /) -> Any:
+        """Raises RefsegError for a photograph that cannot be read."""
+
+    def segment(self, encoded: Any, expressions: list[str], /) -> Sequence[Answer]:
+        """One answer per expression, in order."""
+
+
+class Decided(NamedTuple):
+    """One answer on the pixels of the protocol."""
+
+    mask: Mask
+    score: float | None = None
+    found: bool | None = None
+
+
+Method = Callable[[list[Numbered]], Iterable[Decided]]
+"""Answers all rows of one photograph, in order; RefsegError skips the photograph."""
+
+
+def evaluate(
+    segmenter: Answers,
+    rows: Iterable[Row],
+    progress: bool = True,
+    max_photos: int | None = None,
+    *,
+    model: str = "",
+    data: str = "",
+    protocol: Protocol = NATIVE,
+    seed: int = 0,
+    share: bool = False,
+) -> Report:
+    """Answers every row and scores the answers.
+
+    Under `native`, the masks are those that a user gets; the other protocols decide the network's mask logits
+    themselves. `model`, `data` and `seed` are notes for the report; `data` also names the set of rows without a split.
+    `max_photos` takes that many photographs, evenly spread over all of them. A photograph that cannot be
+    read, or is not as large as its rows say, is logged and skipped, and its expressions count as skipped.
+    `share` divides the photographs among the processes of torchrun; each gets the whole report.
+    Raises RefsegError if there are no rows or not one photograph could be scored.
+    """
+    image_size = getattr(segmenter, "image_size", None)
+    refined = getattr(segmenter, "refine", None) is not None  # then the masks alone are what a user gets
+    probabilities = protocol is not NATIVE and hasattr(segmenter, "mask_logits") and not refined
+    if protocol.square == "half" and image_size is None:
+        raise RefsegError(f"the protocol {protocol.name} scores at half the network's input; give its image_size")
+    report = Report(
+        model,
+        data,
+        protocol,
+        image_size,
+        protocol.threshold if probabilities else getattr(segmenter, "threshold", None),
+        version("refseg"),
+        seed,
+    )
+
+    def answer(rows: list[Numbered]) -> Iterator[Decided]:
+        return _answers(segmenter, [row for _, row in rows], protocol, image_size or 0, probabilities)
+
+    return score(report, rows, answer, progress=progress, max_photos=max_photos, share=share)
+
+
+def score(
+    report: Report,
+    rows: Iterable[Row],
+    answer: Method,
+    *,
+    progress: bool = True,
+    max_photos: int | None = None,
+    share: bool = False,
+) -> Report:
+    """Fills the report with the scores of what `answer` says about each photograph; see `evaluate`."""
+    photographs = _spread(list(_by_photograph(rows)), max_photos)
+    report.fingerprint = _fingerprint(photographs)
+    rank, processes = _processes() if share else (0, 1)
+    quiet = None if progress and rank == 0 else True
+    for photo_rows in tqdm(photographs[rank::processes], desc="photographs", unit="photo", disable=quiet):
+        try:
+            decided = list(answer(photo_rows))
+            report.answers += [
+                _scored(report, number, row, one) for (number, row), one in zip(photo_rows, decided, strict=True)
+            ]
+        except RefsegError as fault:
+            logger.warning("skipped: %s", fault)
+            report.problems.append(str(fault))
+            report.skipped += len(photo_rows)
+    if processes > 1:
+        _gather(report)
+    if not report.answers:
+        raise RefsegError(f"not one of {len(photographs)} photographs could be scored; {report.problems[0]}")
+    report.answers.sort(key=lambda scored: scored.row)
+    return report
+
+
+def _by_photograph(rows: Iterable[Row]) -> Iterator[list[Numbered]]:
+    """As `table.by_photograph`, with each row's position in the data."""
+    numbered = sorted(enumerate(rows), key=lambda item: str(item[1].image))
+    for _, group in groupby(numbered, key=lambda item: item[1].image):
+        yield list(group)
+
+
+def _spread(photographs: list[list[Numbered]], max_photos: int | None) -> list[list[Numbered]]:
+    if not photographs:
+        raise RefsegError("there are no expressions to evaluate; give data that has some")
+    if max_photos is None or max_photos >= len(photographs):
+        return photographs
+    if max_photos < 1:
+        raise RefsegError(f"{max_photos} photographs cannot be scored; give at least 1")
+    # The first ones would all come from one data set.
+    return [photographs[k * len(photographs) // max_photos] for k in range(max_photos)]
+
+
+def _fingerprint(photographs: list[list[Numbered]]) -> str:
+    """The same for the same rows in the same order, wherever the photographs lie."""
+    digest = hashlib.sha256()
+    for number, row in sorted((item for rows in photographs for item in rows), key=lambda item: item[0]):
+        digest.update(json.dumps([number, row.image.name, row.expression, row.counts]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _answers(
+    segmenter: Any, rows: list[Row], protocol: Protocol, image_size: int, probabilities: bool
+) -> Iterator[Decided]:
+    """The answers to all rows of one photograph. Raises RefsegError where the rows are about another one."""
+    encoded = segmenter.encode(rows[0].image)
+    for start in range(0, len(rows), _CHUNK):
+        chunk = rows[start : start + _CHUNK]
+        expressions = [row.expression for row in chunk]
+        logits = segmenter.mask_logits(encoded, expressions) if probabilities else None
+        needed = logits is None or protocol.no_target
+        answered = segmenter.segment(encoded, expressions) if needed else [None] * len(chunk)
+        for number, (row, one) in enumerate(zip(chunk, answered, strict=True)):
+            _check_size(row, encoded.size if one is None else one.mask.shape)
+            if logits is None:
+                mask = protocol.bring(one.mask, image_size)
+            else:  # one at a time, because of the memory that photographs of full size take
+                mask = protocol.decide(logits[number : number + 1], (row.height, row.width), image_size)[0]
+            yield Decided(mask, getattr(one, "score", None), getattr(one, "found", None))
+
+
+def _check_size(row: Row, size: tuple[int, ...]) -> None:
+    if size != (row.height, row.width):
+        raise RefsegError(
+            f"{row.image} is {size} but its rows say {(row.height, row.width)}; "
+            "make the table anew from the photographs as displayed"
+        )
+
+
+def _scored(report: Report, number: int, row: Row, decided: Decided) -> Scored:
+    mask = row.mask()
+    target = report.protocol.bring_target(mask, report.image_size or 0)
+    return Scored(
+        number,
+        "/".join(row.image.parts[-_NAMED:]),
+        count_pixels(decided.mask, target, decided.found),
+        None if decided.score is None else round(float(decided.score), 6),
+        round(float(mask.mean()), 6),
+        row.split or report.data,
+        row.kind,
+        row.siblings > 0,
+    )
+
+
+def _processes() -> tuple[int, int]:
+    """This process's number and how many torchrun started. What they exchange is small: gloo does on any hardware."""
+    if not distributed.is_initialized():
+        distributed.init_process_group("gloo")
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def _gather(report: Report) -> None:
+    """Gives every process what all have scored."""
+    parts: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(parts, (report.answers, report.problems, report.skipped))
+    report.answers = [answer for part in parts for answer in part[0]]
+    report.problems = [problem for part in parts for problem in part[1]]
+    report.skipped = sum(part[2] for part in parts)

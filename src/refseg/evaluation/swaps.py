@@ -1,0 +1,91 @@
+"""An exact probe: a sentence with left and right exchanged means something else, and the mask must move there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from refseg.data.expressions.generate import mirror_expression
+from refseg.data.table import Row, by_photograph
+from refseg.errors import RefsegError
+from refseg.evaluation.evaluate import Answers
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """How a model answered pairs of sentences that differ in left and right alone."""
+
+    pairs: int
+    photographs: int
+    consistent: int
+    """Pairs in which each answer overlaps its own referent more (by IoU) than the other's."""
+    exact: int
+    """Pairs in which each answer has an IoU of 0.5 or more with its own referent."""
+    unmoved: int
+    """Pairs whose two answers have an IoU of 0.5 or more with each other, or are both empty."""
+
+    @property
+    def rate(self) -> float:
+        """Share of the pairs that are consistent, 0..1; an answer that ignores the side scores 0."""
+        return self.consistent / self.pairs
+
+    def to_text(self) -> str:
+        """One line for people."""
+        return (
+            f"left and right exchanged: {self.rate:.1%} of {self.pairs} pairs consistent"
+            f" · {self.photographs} photographs · both answers right (IoU ≥ 0.5) {self.exact / self.pairs:.1%}"
+            f" · mask did not move {self.unmoved / self.pairs:.1%}"
+        )
+
+
+def swapped_pairs(rows: Iterable[Row]) -> list[tuple[Row, Row]]:
+    """Pairs of rows about one photograph whose sentences are each other's mirror and mean different segments.
+
+    Both sentences come from the generator, so both are true of their referent and of nothing else. Rows should hold
+    all that can be said of a photograph: `load_rows(spec, per_photo=ALL)`.
+    """
+    pairs = []
+    for photo_rows in by_photograph(rows):
+        said = {row.expression: row for row in photo_rows}
+        for expression, row in said.items():
+            other = said.get(mirror_expression(expression))
+            if other is not None and expression < other.expression and row.counts != other.counts:
+                pairs.append((row, other))
+    return pairs
+
+
+ALL = 100_000
+"""More expressions than a photograph allows."""
+
+
+def consistency(segmenter: Answers, rows: Iterable[Row], progress: bool = True) -> Consistency:
+    """Asks both sentences of each of the `swapped_pairs`. Raises RefsegError if the rows have none."""
+    pairs = swapped_pairs(rows)
+    if not pairs:
+        raise RefsegError("no two sentences of the data differ in left and right alone; try --data scenes:100")
+    by_image: dict[str, list[tuple[Row, Row]]] = {}
+    for pair in pairs:
+        by_image.setdefault(str(pair[0].image), []).append(pair)
+    consistent = exact = unmoved = 0
+    for own in tqdm(by_image.values(), desc="left and right", unit="photo", disable=None if progress else True):
+        encoded = segmenter.encode(own[0][0].image)
+        answers = segmenter.segment(encoded, [row.expression for pair in own for row in pair])
+        for (one, other), first, second in zip(own, answers[::2], answers[1::2], strict=True):
+            one_mask, other_mask = one.mask(), other.mask()
+            right = _iou(first.mask, one_mask), _iou(second.mask, other_mask)
+            wrong = _iou(first.mask, other_mask), _iou(second.mask, one_mask)
+            consistent += right[0] > wrong[0] and right[1] > wrong[1]
+            exact += min(right) >= 0.5
+            unmoved += _iou(first.mask, second.mask) >= 0.5 or not (first.mask.any() or second.mask.any())
+    return Consistency(len(pairs), len(by_image), consistent, exact, unmoved)
+
+
+def _iou(one: Mask, other: Mask) -> float:
+    union = np.count_nonzero(one | other)
+    return np.count_nonzero(one & other) / union if union else 0.0

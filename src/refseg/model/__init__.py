@@ -1,1 +1,0 @@
-"""The network. Start with `shnet.py`."""

@@ -1,0 +1,1 @@
+"""The networks. Start with shnet/network.py."""

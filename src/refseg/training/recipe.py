@@ -1,0 +1,263 @@
+"""Recipes: one YAML file is one training run. A key that is not known is an error that names those that are."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from refseg.errors import RefsegError
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    train: list[str]
+    """Data to learn from: expression tables, COCO-format instance files, or `scenes:COUNT:SEED`.
+
+    Data named twice are shown twice as often.
+    """
+    val: list[str] = field(default_factory=list)
+    """Unseen data, for `refseg evaluate`; training never looks at it."""
+    per_photo: int = 40
+    """Expressions generated per photograph where the data hold segments alone."""
+    mirror: float = 0.5
+    """Share of photographs shown mirrored, with left and right swapped in their sentences."""
+    crop: float = 0.3
+    """Share of photographs shown cropped, with the sentences alone that no crop can make untrue."""
+    jitter: float = 0.2
+    """Greatest change of brightness and contrast."""
+    word_dropout: float = 0.03
+    """Share of words shown as unknown, so that the unknown word means something."""
+    absent: float = 0.0
+    """Share of expressions that name what the photograph does not hold, with an empty mask as their answer."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training; phases follow one another under one learning-rate schedule."""
+
+    steps: int
+    photos: int
+    """Photographs per step and process; each is encoded once for all its expressions."""
+    expressions: int
+    """Expressions per photograph that the whole network answers; 0 trains the encoders alone."""
+    aligned: int = 0
+    """Expressions per photograph for the alignment loss, which costs a twentieth."""
+    side: int | None = None
+    """Side of the network input where it differs from the model's; the grid shrinks with it."""
+    siblings: float = 0.0
+    """Share of the expressions that mean one of several things of a label, as far as a photograph has such; 0 leaves
+    them as they come."""
+    kinds: list[str] = field(default_factory=list)
+    """Kinds of expressions for the alignment loss, each as often as the others; without any, all as they come."""
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    output: str
+    """Folder for checkpoints, TensorBoard events and the finished model."""
+    phases: list[Phase]
+    max_steps: int | None = None
+    """Ends the run early; None runs every phase to its end."""
+    learning_rate: float = 1.2e-4
+    backbone_learning_rate: float = 0.0
+    """Rate of the backbone where the model does not freeze it."""
+    weight_decay: float = 9e-5
+    power: float = 0.7
+    """Of the polynomial decay (paper, section 4.2)."""
+    warmup_steps: int = 0
+    alignment_weight: float = 0.0
+    dice_weight: float = 0.0
+    choice_weight: float = 0.0
+    """Of the loss for telling the referent from others of its label; see `losses.choice_loss`."""
+    max_grad_norm: float = 1.0
+    bf16: bool = False
+    workers: int = 0
+    save_steps: int = 500
+    log_steps: int = 50
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    model: dict[str, Any]
+    """Fields of `SHNetConfig`."""
+    data: DataRecipe
+    training: TrainingRecipe
+    base: str | None = None
+    """A recipe that this one changes, relative to its own folder: what stands here replaces single values there, and
+    lists whole."""
+    start: str | None = None
+    """A trained model to go on from: `shipped`, a folder or a hub id. Its shapes and its words stay, new words join;
+    `model` holds what else shall differ."""
+    start_share: float = 0.0
+    """Share of the weights of `start` in those of the finished model. What the new data teach is kept in a mean, and so
+    is what they would have made it forget (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022)."""
+    backbone_weights: str | None = None
+    """A transformers checkpoint that initialises the backbone; None starts from random weights."""
+    sentences: list[str] = field(default_factory=list)
+    """Files of sentences without masks: their words join the vocabulary, with vectors learnt from their company."""
+    word_vectors: str | None = None
+    """A GloVe text file that initialises the word embedding."""
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe; overrides such as `training.max_steps=100` replace single values.
+
+    Paths in it, but for its base, are relative to the folder refseg is started from. Raises RefsegError.
+    """
+    recipe: Recipe = _build(Recipe, _read(path, overrides), "")
+    _check_model(recipe.model)
+    if recipe.start and recipe.backbone_weights:
+        raise RefsegError("start brings its own backbone; leave out one of start and backbone_weights")
+    if not 0 <= recipe.start_share < 1 or (recipe.start_share and not recipe.start):
+        raise RefsegError("start_share must be 0 or more and less than 1, and needs a start")
+    _check_values(recipe.data, recipe.training)
+    return recipe
+
+
+def _read(path: Path, overrides: Sequence[str] = (), above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A recipe's keys, overridden, then laid over those of its base."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as fault:
+        named = f", the base of {above[-1]}" if above else "; see the folder recipes/ for some"
+        raise RefsegError(f"there is no recipe {path}{named}") from fault
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
+        raise RefsegError(f"{path} cannot be read as YAML: {' '.join(str(fault).split())}") from fault
+    if not isinstance(raw, dict):
+        raise RefsegError(f"{path} is not a recipe; it needs the sections model, data and training")
+    for override in overrides:
+        _override(raw, override)
+    if raw.get("base") is None:
+        return raw
+    base = path.parent / _cast_plain(str, raw["base"], "base")
+    if base.resolve() in {file.resolve() for file in (*above, path)}:
+        raise RefsegError(f"{path} builds on itself by way of base: {raw['base']}; name another recipe or none")
+    return _lay(raw, _read(base, above=(*above, path)))
+
+
+def _lay(upper: dict[str, Any], lower: dict[str, Any]) -> dict[str, Any]:
+    """Both, section by section; where they differ, the upper one's values."""
+    laid = dict(upper)
+    for key, value in lower.items():
+        if key not in laid:
+            laid[key] = value
+        elif isinstance(value, dict) and isinstance(laid[key], dict):
+            laid[key] = _lay(laid[key], value)
+    return laid
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, sign, value = override.partition("=")
+    if not sign:
+        raise RefsegError(f"--{key} lacks a value; write --{key} VALUE")
+    *sections, last = key.split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+        if not isinstance(raw, dict):
+            raise RefsegError(f"--{key}: {section} is no section of the recipe")
+    try:
+        raw[last] = _number(yaml.safe_load(value))
+    except yaml.YAMLError as fault:
+        raise RefsegError(f"--{key}: {value!r} cannot be read as YAML; close its brackets and quotes") from fault
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-4 as text."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _build(kind: Any, raw: Any, where: str) -> Any:
+    if not isinstance(raw, dict):
+        raise RefsegError(f"{where.rstrip('.') or 'the recipe'} must be a section of `key: value` lines")
+    hints = typing.get_type_hints(kind)
+    _check_keys(raw, list(hints), where)
+    missing = [
+        f.name
+        for f in dataclasses.fields(kind)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in raw
+    ]
+    if missing:
+        raise RefsegError(f"the recipe lacks {where}{missing[0]}; see recipes/scenes.yaml for an example")
+    return kind(**{key: _cast(hints[key], value, where + key) for key, value in raw.items()})
+
+
+def _check_keys(raw: dict[str, Any], valid: list[str], where: str) -> None:
+    for key in raw:
+        if key not in valid:
+            near = difflib.get_close_matches(str(key), valid, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise RefsegError(f"unknown recipe key {where}{key}; {hint}valid: {', '.join(sorted(valid))}")
+
+
+def _cast(hint: Any, value: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return None if value is None else _cast(arguments[0], value, where)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where + ".")
+    if origin is list:
+        items = value if isinstance(value, list) else [value]
+        return [_cast(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items)]
+    if origin is dict:
+        return _cast_plain(dict, value, where)
+    if hint is float:
+        value = _number(value)
+        return (
+            float(value) if isinstance(value, int) and not isinstance(value, bool) else _cast_plain(float, value, where)
+        )
+    return _cast_plain(hint, value, where)
+
+
+def _cast_plain(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise RefsegError(f"recipe key {where} must be of type {kind.__name__}, not {value!r}")
+    return value
+
+
+def _check_model(model: dict[str, Any]) -> None:
+    from refseg.models.shnet import SHNetConfig
+
+    own = [name for name in SHNetConfig.__annotations__ if name != "model_type"]
+    _check_keys(model, own, "model.")
+    backbone = model.get("backbone_config")
+    if isinstance(backbone, dict) and "model_type" in backbone:
+        plain = SHNetConfig(backbone_config={"model_type": backbone["model_type"]}).backbone_config
+        _check_keys(backbone, list(plain.to_dict()), "model.backbone_config.")
+
+
+def _check_values(data: DataRecipe, training: TrainingRecipe) -> None:
+    """Raises RefsegError for values that no run can use."""
+    rules = [
+        (bool(data.train), "data.train is empty; name data, such as scenes:3000"),
+        (bool(training.phases), "training.phases is empty; give one phase at least"),
+        (min(training.log_steps, training.save_steps) > 0, "training.log_steps and save_steps must be 1 or more"),
+        (training.workers >= 0, "training.workers must be 0 or more"),
+    ]
+    for share in ("mirror", "crop", "jitter", "word_dropout", "absent"):
+        rules.append((0 <= getattr(data, share) <= 1, f"data.{share} must lie between 0 and 1"))
+    for number, phase in enumerate(training.phases):
+        where = f"training.phases[{number}]"
+        learns = phase.expressions > 0 or (phase.aligned > 0 and training.alignment_weight > 0)
+        rules += [
+            (min(phase.steps, phase.photos) > 0, f"{where}: steps and photos must be 1 or more"),
+            (learns, f"{where} learns nothing; give it expressions, or aligned and an alignment_weight"),
+            (phase.side is None or phase.side >= 32, f"{where}.side must be 32 pixels or more"),
+            (0 <= phase.siblings <= 1, f"{where}.siblings must lie between 0 and 1"),
+        ]
+    for holds, fault in rules:
+        if not holds:
+            raise RefsegError(fault)

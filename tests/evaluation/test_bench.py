@@ -1,0 +1,70 @@
+"""What is measured is what is named; how fast it is depends on the machine and is asserted nowhere."""
+
+from __future__ import annotations
+
+import csv
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from refseg.engines.packed import DirectConv, Geometry, Linear
+from refseg.evaluation.bench import Case, Growth, _watched, measure, plain_form, write_csv
+from refseg.models.shnet import SHNet
+from refseg.models.shnet.aggregation import HCAM
+
+
+def test_the_plain_form_computes_the_same(tiny_model: Path) -> None:
+    model = SHNet.from_pretrained(tiny_model).eval()
+    ids = torch.tensor([[2, 3, 4], [3, 0, 0]])
+    images = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        before = model(ids, ids > 0, images=images)
+        plain = plain_form(model)
+        assert isinstance(plain.aggregation, HCAM)
+        torch.testing.assert_close(plain(ids, ids > 0, images=images), before)
+
+
+def test_ratios_are_to_the_first_case_and_arithmetic_is_counted() -> None:
+    small, large = torch.rand(64, 64), torch.rand(512, 512)
+    cases = {"large": Case(lambda: large @ large, 2), "small": Case(lambda: small @ small)}
+    first, second = measure("products", cases, 3)
+    assert first.ratio == 1.0
+    assert second.ratio == pytest.approx(first.seconds / second.seconds)
+    assert first.gflop == pytest.approx(512**3 / 1e9)  # two for each product and sum, for half of the case
+    assert second.gflop == pytest.approx(2 * 64**3 / 1e9)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak of memory from /proc")
+def test_memory_is_that_of_the_block() -> None:
+    with _watched() as memory:
+        held = torch.ones(64 << 18)  # 64 MiB
+    assert held[0] == 1
+    assert 60 < memory[0] < 120
+
+
+def test_lines_are_written_as_csv(tmp_path: Path) -> None:
+    lines = [Growth("photographs", 10, 1.23456, 0.5)]
+    written = {"quantity": "photographs", "value": "10", "seconds": "1.235", "memory": "0.5"}
+    for machine, expected in ((None, written), ("a laptop", written | {"machine": "a laptop"})):
+        write_csv(tmp_path / "new" / "growth.csv", lines, machine)
+        with (tmp_path / "new" / "growth.csv").open() as file:
+            assert list(csv.DictReader(file)) == [expected]
+
+
+@torch.inference_mode()
+def test_packed_products_are_counted_as_plain_ones_are() -> None:
+    linear, x = nn.Linear(24, 16), torch.rand(2, 9, 9, 24)
+    packed = Linear(linear.weight, linear.bias)
+    cases = {"plain": Case(lambda: linear(x)), "packed": Case(lambda: packed(x))}
+    for groups in (1, 8):
+        conv = nn.Conv2d(24, 16, 3, padding=1, groups=groups)
+        direct = DirectConv(conv.weight, conv.bias, Geometry(padding=1, groups=groups))
+        cases |= {
+            f"plain {groups}": Case(partial(conv, x.permute(0, 3, 1, 2))),
+            f"packed {groups}": Case(partial(direct, x)),
+        }
+    flops = [line.gflop for line in measure("products", cases, 1)]
+    assert flops[::2] == flops[1::2] == [2 * 162 * n / 1e9 for n in (24 * 16, 9 * 24 * 16, 9 * 3 * 16)]

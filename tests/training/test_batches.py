@@ -1,0 +1,297 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from refseg.data.table import Row, encode_mask
+from refseg.training.batches import (
+    Collate,
+    PhotoDataset,
+    PhotoSampler,
+    draw,
+    mix_siblings,
+    phase_at,
+    random_crop,
+    scaled_grid,
+)
+from refseg.training.recipe import DataRecipe, Phase
+from refseg.words import WordTokenizer
+
+PHASES = st.lists(st.builds(Phase, st.integers(1, 4), st.integers(1, 5), st.just(1)), min_size=1, max_size=3)
+RUNS = {"phases": PHASES, "photos": st.integers(1, 9), "seed": st.integers(0, 3)}
+
+
+def steps(sampler):
+    return [[photo for photo, _, _ in batch] for batch in sampler]
+
+
+@given(**RUNS, world=st.integers(1, 3))
+@settings(max_examples=60, deadline=None)
+def test_every_photograph_once_a_round(phases, photos, seed, world):
+    ranks = [steps(PhotoSampler(photos, phases, range(12), seed, rank, world)) for rank in range(world)]
+    shown = [photo for step in zip(*ranks, strict=True) for share in step for photo in share]
+    for start in range(0, len(shown) - photos + 1, photos):
+        assert sorted(shown[start : start + photos]) == list(range(photos))
+
+
+@given(**RUNS, world=st.integers(1, 3))
+@settings(max_examples=60, deadline=None)
+def test_processes_share_out_the_step_of_one(phases, photos, seed, world):
+    ranks = [list(PhotoSampler(photos, phases, range(9), seed, rank, world)) for rank in range(world)]
+    together = [dataclasses.replace(phase, photos=phase.photos * world) for phase in phases]
+    shared = [[key for share in step for key in share] for step in zip(*ranks, strict=True)]
+    assert shared == list(PhotoSampler(photos, together, range(9), seed))
+
+
+@given(**RUNS, done=st.integers(0, 11), rank=st.integers(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_a_resumed_run_sees_what_the_undisturbed_one_would(phases, photos, seed, done, rank):
+    straight = list(PhotoSampler(photos, phases, range(12), seed, rank, 2))
+    resumed = PhotoSampler(photos, phases, range(done, 12), seed, rank, 2)
+    assert list(resumed) == straight[done:]
+    assert len(resumed) == 12 - done
+
+
+def test_rounds_and_seeds_differ():
+    first, second = np.reshape(steps(PhotoSampler(50, [Phase(1, 50, 1)], range(2), 0)), (2, 50))
+    (other,) = steps(PhotoSampler(50, [Phase(1, 50, 1)], range(1), 1))
+    assert list(first) != list(second) and list(first) != other
+
+
+def test_phases_follow_one_another_and_the_last_goes_on():
+    phases = [Phase(2, 1, 1), Phase(1, 2, 1), Phase(1, 3, 1)]
+    assert [phase_at(phases, step).photos for step in range(6)] == [1, 1, 2, 3, 3, 3]
+
+
+# From here on the photograph is white where the referent is and black elsewhere.
+
+HEIGHT, WIDTH = 48, 64
+PLAIN = {"mirror": 0.0, "crop": 0.0, "jitter": 0.0}
+
+
+def mask_of(top, left, bottom, right):
+    mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+REFERENT = mask_of(6, 4, 40, 30)
+PHASE = [Phase(9, 1, 4)]
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    Image.fromarray(np.repeat(REFERENT[..., None] * np.uint8(255), 3, axis=2)).save(tmp_path / "photo.png")
+
+    def make(rows, phases=PHASE, image_size=64, grid=4, **recipe):
+        table = [
+            Row(tmp_path / "photo.png", 1, HEIGHT, WIDTH, text, encode_mask(mask), kind=kind)
+            for text, kind, mask in rows
+        ]
+        return PhotoDataset([table], phases, DataRecipe(train=[], **{**PLAIN, **recipe}), image_size, grid, seed=0)
+
+    return make
+
+
+BAG = ("the bag on the left", "category", REFERENT)
+
+
+def test_a_target_is_the_share_of_each_cell(dataset):
+    """At grid 2 the target has 8×8 cells of 6×8 pixels; 12 of the corner's 48 and the whole of another are covered."""
+    mask = mask_of(0, 0, 3, 4) | mask_of(6, 8, 12, 16)
+    (target,) = dataset([("x", "", mask)], grid=2)[0, 0, 0].targets
+    expected = torch.zeros(1, 8, 8)
+    expected[0, 0, 0], expected[0, 1, 1] = 0.25, 1.0
+    torch.testing.assert_close(target, expected, rtol=0, atol=1 / 255)
+
+
+@pytest.mark.parametrize("recipe", [{}, {"mirror": 0.5}, {"crop": 1.0}, {"crop": 1.0, "mirror": 1.0}])
+def test_target_and_photograph_stay_together(dataset, recipe):
+    data = dataset([BAG], **recipe)
+    for step in range(8):
+        sample = data[0, step, 0]
+        assert sample.image.shape == (3, 64, 64) and sample.targets.shape == (1, 1, 16, 16)
+        seen = F.adaptive_avg_pool2d(sample.image.mean(dim=0, keepdim=True), 16)
+        assert (seen - sample.targets[0]).abs().mean() < 0.03
+
+
+def test_a_mirrored_photograph_has_mirrored_sentences(dataset):
+    plain, mirrored = (dataset([BAG], mirror=share)[0, 0, 0] for share in (0.0, 1.0))
+    assert plain.expressions == ["the bag on the left"]
+    assert mirrored.expressions == ["the bag on the right"]
+    torch.testing.assert_close(mirrored.targets, plain.targets.flip(-1), rtol=0, atol=1 / 255)
+    torch.testing.assert_close(mirrored.image, plain.image.flip(-1), rtol=0, atol=2 / 255)
+    assert not torch.equal(mirrored.image, plain.image)
+
+
+def test_a_sample_depends_on_its_key_alone(dataset):
+    rows = [(f"the bag {n}", "category", mask_of(n, n, n + 20, n + 20)) for n in range(9)]
+    lively = {"mirror": 0.5, "crop": 0.5, "jitter": 0.3}
+    one, other = dataset(rows, **lively), dataset(rows, **lively)
+    other[0, 5, 0], other[0, 7, 1]
+    keys = [(0, 1, 0), (0, 1, 1), (0, 2, 0)]
+    for key in keys:
+        a, b = one[key], other[key]
+        assert a.expressions == b.expressions
+        assert torch.equal(a.image, b.image) and torch.equal(a.targets, b.targets)
+    assert len({tuple(one[key].expressions) for key in keys}) == 3
+
+
+def test_a_crop_keeps_the_sentences_that_no_crop_makes_untrue(dataset):
+    kinds = ["category", "colour", "stuff", "position", "size", "ordinal", "relation", "several", ""]
+    data = dataset([(kind, kind, REFERENT) for kind in kinds], phases=[Phase(9, 1, 20)], crop=1.0)
+    for step in range(6):
+        assert sorted(data[0, step, 0].expressions) == ["category", "colour", "stuff"]
+
+
+def test_without_such_sentences_there_is_no_crop(dataset):
+    rows = [("the left bag", "position", REFERENT)]
+    assert torch.equal(dataset(rows, crop=1.0)[0, 3, 0].image, dataset(rows)[0, 3, 0].image)
+
+
+def test_a_referent_outside_the_crop_is_not_asked_for(dataset):
+    corner = ("the corner", "category", mask_of(0, 0, 3, 3))
+    samples = [dataset([BAG, corner], crop=1.0)[0, step, 0] for step in range(12)]
+    assert {len(sample.expressions) for sample in samples} == {1, 2}
+    assert all((sample.targets.sum(dim=(1, 2, 3)) > 0).all() for sample in samples)
+    assert all(len(s.expressions) == len(s.targets) == s.answered for s in samples)
+
+
+def test_what_another_photograph_alone_holds_is_answered_by_nothing(dataset):
+    bag = Row(dataset([BAG]).photos[0][0].image, 1, HEIGHT, WIDTH, "the bag", encode_mask(REFERENT), label="bag")
+    bag = dataclasses.replace(bag, kind="category")
+
+    def shown(*others, absent=1.0):
+        recipe = DataRecipe(train=[], **PLAIN, absent=absent)
+        photos = [[bag] * 3, [dataclasses.replace(bag, **{"label": "hat", "expression": "a hat"} | o) for o in others]]
+        samples = [PhotoDataset(photos, PHASE, recipe, 64, 4, seed)[0, 0, 0] for seed in range(20)]
+        return [
+            (e, bool(t.any())) for sample in samples for e, t in zip(sample.expressions, sample.targets, strict=True)
+        ]
+
+    assert set(shown({})) == {("the bag", True), ("a hat", False)}
+    assert set(shown({}, absent=0.0)) == {("the bag", True)}
+    for unfit in (
+        {"label": "bag", "expression": "a bag"},  # it is here
+        {"expression": "the red thing"},  # there may be another here
+        {"kind": "position"},
+        {"split": "other photographs"},
+    ):
+        assert set(shown(unfit)) == {("the bag", True)}, unfit
+
+
+def test_rivals_are_the_others_of_the_label(dataset):
+    """A pair of shoes, a third one, and a hat: each shoe's rivals are those that its row does not mean."""
+    photo = dataset([BAG]).photos[0][0].image
+    masks = [mask_of(30, left, 44, left + 8) for left in (4, 20, 44)]
+
+    def row(text, ids, label="shoe", siblings=2):
+        mask = np.logical_or.reduce([masks[i] for i in ids]) if ids else REFERENT
+        own = {"segment_ids": tuple(ids), "label": label, "siblings": siblings}
+        return Row(photo, 1, HEIGHT, WIDTH, text, encode_mask(mask), kind="category", **own)
+
+    rows = [
+        row("first", [0]),
+        row("second", [1]),
+        row("third", [2]),
+        row("pair", [0, 1], siblings=1),
+        row("hat", [], "hat", 0),
+    ]
+    for share in (0.0, 1.0):
+        recipe = DataRecipe(train=[], **PLAIN | {"mirror": share})
+        sample = PhotoDataset([rows], [Phase(9, 1, 9)], recipe, 64, 4, seed=0)[0, 0, 0]
+        target, rivals = (dict(zip(sample.expressions, maps, strict=True)) for maps in (sample.targets, sample.rivals))
+        for text, others in {"first": "second third", "third": "first second", "pair": "third", "hat": ""}.items():
+            expected = sum((target[other] for other in others.split()), torch.zeros(1, 16, 16))
+            torch.testing.assert_close(rivals[text], expected, rtol=0, atol=1 / 255)
+
+
+@given(st.lists(st.booleans(), max_size=30), st.sampled_from([0.25, 0.5, 0.7, 1.0]))
+def test_siblings_are_mixed_in_by_their_share(having, share):
+    rows = [Row(Path("a.png"), 1, 1, 1, str(n), "", siblings=int(has)) for n, has in enumerate(having)]
+    mixed = mix_siblings(rows, share)
+    assert sorted(mixed, key=lambda row: int(row.expression)) == rows
+    for has in (True, False):
+        assert [row for row in mixed if bool(row.siblings) == has] == [row for row in rows if bool(row.siblings) == has]
+    for first in range(1, len(rows) + 1):
+        due, had = share * first, sum(row.siblings > 0 for row in mixed[:first])
+        short = had == sum(having) or first - had == len(having) - sum(having)
+        assert due <= had < due + 1 or short
+
+
+def test_phases_set_sizes_and_counts(dataset):
+    rows = [(str(n), "", REFERENT) for n in range(6)]
+    data = dataset(rows, [Phase(1, 1, 0, aligned=5), Phase(1, 1, 2, aligned=4, side=32), Phase(1, 1, 9)])
+    sizes = [
+        (len(s.expressions), s.answered, s.image.shape[-1], s.targets.shape[-1])
+        for s in map(data.__getitem__, [(0, n, 0) for n in range(3)])
+    ]
+    assert sizes == [(5, 0, 64, 16), (4, 2, 32, 8), (6, 6, 64, 16)]
+
+
+def test_the_grid_keeps_its_cells_of_pixels():
+    assert [scaled_grid(side, 320, 20) for side in (320, 256, 192, 16)] == [20, 16, 12, 2]
+
+
+@given(st.integers(1, 500), st.integers(1, 500), st.integers(0, 9))
+@settings(max_examples=60, deadline=None)
+def test_crops_lie_inside_and_show_most(width, height, seed):
+    left, top, right, bottom = random_crop(np.random.default_rng(seed), (width, height))
+    for start, end, length in ((left, right, width), (top, bottom, height)):
+        assert 0 <= start < end <= length
+        assert end - start >= max(1, 0.6 * length - 0.5)
+
+
+def test_jitter_keeps_which_colour_is_strongest(dataset):
+    images = [dataset([BAG], jitter=0.5)[0, step, 0].image for step in range(5)]
+    assert len({round(image.mean().item(), 4) for image in images}) == 5
+    assert all(torch.equal(image[0], image[2]) for image in images)  # grey stays grey
+
+
+def test_collated_batch(dataset):
+    data = dataset([("the bag", "", REFERENT), ("the red bag here", "", ~REFERENT)], [Phase(1, 2, 1, aligned=2)])
+    tokenizer = WordTokenizer.from_expressions(["the red bag here"])
+    samples = [data[0, 0, 0], data[0, 0, 1]]
+    batch = Collate(tokenizer, word_dropout=0.0)(samples)
+    assert batch["images"].shape == (2, 3, 64, 64)
+    assert batch["photo_of"].tolist() == [0, 0, 1, 1]
+    assert batch["answered"].tolist() == [True, False, True, False]
+    assert batch["targets"].shape == (4, 1, 16, 16)
+    texts = [text for sample in samples for text in sample.expressions]
+    assert torch.equal(batch["ids"], tokenizer(texts).ids)
+    for maps in ("targets", "rivals"):
+        assert torch.equal(batch[maps], torch.cat([getattr(sample, maps) for sample in samples]))
+    dropped = Collate(tokenizer, word_dropout=1.0)(samples)
+    assert (dropped["ids"] == torch.where(batch["mask"], tokenizer.unknown_id, 0)).all()
+
+
+@given(
+    kinds=st.lists(st.sampled_from(["category", "colour", "position"]), min_size=1),
+    wanted=st.sets(st.sampled_from(["category", "colour"])),
+    expressions=st.integers(0, 3),
+    aligned=st.integers(0, 6),
+)
+def test_the_network_is_asked_anything_and_the_alignment_its_kinds_in_turn(kinds, wanted, expressions, aligned):
+    rows = [
+        Row(image=Path("a.png"), image_id=1, expression=str(number), counts="", height=1, width=1, kind=kind)
+        for number, kind in enumerate(kinds)
+    ]
+    drawn = draw(rows, Phase(1, 1, expressions, aligned, kinds=sorted(wanted)))
+    assert drawn[:expressions] == rows[:expressions] or not expressions
+    for_alignment = drawn[expressions:]
+    fitting = [row for row in rows[expressions:] if row.kind in wanted or not wanted]
+    if expressions or (fitting and aligned):
+        assert len(for_alignment) == min(max(0, aligned - expressions), len(fitting))
+    else:
+        assert drawn == rows[:1]
+    if wanted and fitting and aligned:
+        counts = {kind: sum(row.kind == kind for row in for_alignment) for kind in wanted}
+        left = {kind: sum(row.kind == kind for row in fitting) - counts[kind] for kind in wanted}
+        # A kind is shown less often than another only when it has no more to show.
+        assert all(counts[one] >= counts[other] - 1 or not left[one] for one in wanted for other in wanted)

@@ -1,0 +1,243 @@
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from small_run import MODEL, PER_PHOTO, SCENES, train, write_recipe
+
+import refseg
+from refseg.data.sources import load_rows
+from refseg.errors import RefsegError
+from refseg.models.shnet import SHNet, SHNetConfig
+from refseg.training.recipe import Phase, TrainingRecipe
+from refseg.training.trainer import Trainee
+from refseg.words import FREQUENT
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REFSEG_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def overall_iou(folder, rows):
+    from refseg.evaluation.evaluate import evaluate
+
+    return evaluate(refseg.load(folder), rows).overall.overall_iou
+
+
+def test_a_network_learns_its_photographs_by_their_sentences(tmp_path):
+    """Six scenes by heart. The untrained network, or the trained one asked in unknown words, cannot pass."""
+    recipe = write_recipe(tmp_path, steps=200)
+    folder = train(recipe)
+    state = json.loads((folder / "checkpoint-200" / "trainer_state.json").read_text())
+    lines = [entry for entry in state["log_history"] if "loss" in entry]
+    losses = [entry["loss"] for entry in lines]
+    # Loader and network share one process here, so a part of the time is spent waiting, and not all of it.
+    assert all(0 < entry["waiting"] < 1 for entry in lines)
+    untrained = train(recipe, "training.max_steps=1", f"training.output={tmp_path / 'untrained'}")
+    rows = load_rows(SCENES, per_photo=PER_PHOTO)
+    found = overall_iou(folder, rows)
+    before = overall_iou(untrained, rows)
+    wordless = overall_iou(folder, [dataclasses.replace(row, expression="qwertz") for row in rows])
+    summary = (
+        f"loss {losses[0]:.2f} → {losses[-1]:.2f}; IoU {found:.2f}, untrained {before:.2f}, wordless {wordless:.2f}"
+    )
+    logging.getLogger(__name__).info(summary)
+    assert losses[-1] < 0.6 * losses[0], summary
+    assert before < 0.3 and wordless < 0.3 and found > 0.5, summary
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A recipe with everything random in it, and its run of six steps with checkpoints at 3 and 6."""
+    recipe = write_recipe(
+        tmp_path_factory.mktemp("straight"),
+        steps=6,
+        model={"dropout": 0.2},
+        data={"mirror": 0.5, "crop": 0.5, "jitter": 0.2, "word_dropout": 0.3},
+        training={"save_steps": 3},
+    )
+    return recipe, train(recipe)
+
+
+def test_a_resumed_run_ends_with_the_same_bits(straight, tmp_path):
+    recipe, folder = straight
+    shutil.copytree(folder / "checkpoint-3", tmp_path / "run" / "checkpoint-3")
+    resumed = train(recipe, f"training.output={tmp_path / 'run'}", resume=True)
+    expected, got = (load_file(f / "model.safetensors") for f in (folder, resumed))
+    assert [name for name in expected if not torch.equal(expected[name], got[name])] == []
+    early = load_file(folder / "checkpoint-3" / "model.safetensors")
+    assert any(not torch.equal(early[f"model.{name}"], got[name]) for name in got)
+
+
+def test_a_finished_run_resumes_to_itself(straight, tmp_path):
+    recipe, folder = straight
+    shutil.copytree(folder / "checkpoint-6", tmp_path / "run" / "checkpoint-6")
+    resumed = train(recipe, f"training.output={tmp_path / 'run'}", resume=True)
+    expected, got = (load_file(f / "model.safetensors") for f in (folder, resumed))
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_a_run_goes_on_from_a_trained_model(straight, tmp_path):
+    """At a rate of next to nothing the answers stay; the words stay under their ids and new ones join."""
+    _, folder = straight
+    (tmp_path / "more.txt").write_text("the zebra\n" * FREQUENT)
+    still = {"learning_rate": 1e-12, "backbone_learning_rate": 1e-12, "weight_decay": 0.0}
+    recipe = write_recipe(tmp_path, steps=1, training=still)
+    recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"model": {}, "start": str(folder)}))
+    before = refseg.load(folder)
+    went_on = refseg.load(train(recipe, f"sentences=[{tmp_path / 'more.txt'}]"))
+    words, more = before.tokenizer.vocabulary, went_on.tokenizer.vocabulary
+    assert words.items() <= more.items() and "zebra" in more and "zebra" not in words
+    old, new = (s.model.text_encoder.embedding.weight for s in (before, went_on))
+    torch.testing.assert_close(new[: len(old)], old)
+    torch.testing.assert_close(new[more["zebra"]], old[before.tokenizer.unknown_id])
+    torch.testing.assert_close(went_on.model.decoder.head.weight, before.model.decoder.head.weight)
+    with pytest.raises(RefsegError, match="leave sizes out of model"):
+        train(recipe, "model.width=16", f"training.output={tmp_path / 'other'}")
+    with pytest.raises(RefsegError, match="leave out one of start and backbone_weights"):
+        train(recipe, "backbone_weights=somewhere")
+
+
+def test_a_share_of_the_start_stays_in_the_weights(straight, tmp_path):
+    _, folder = straight
+    ends = []
+    for share in (0.0, 0.25):
+        recipe = write_recipe(tmp_path / str(share), steps=2, training={"warmup_steps": 0})
+        recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"model": {}, "start": str(folder)}))
+        ends.append(load_file(train(recipe, f"start_share={share}") / "model.safetensors"))
+    plain, shared = ends
+    start = load_file(folder / "model.safetensors")
+    floating = [name for name in start if start[name].is_floating_point()]
+    assert max((plain[name] - start[name]).abs().max() for name in floating) > 1e-3
+    for name in floating:
+        torch.testing.assert_close(shared[name], 0.75 * plain[name] + 0.25 * start[name])
+    with pytest.raises(RefsegError, match=r"start_share .* needs a start"):
+        train(write_recipe(tmp_path / "none", steps=1), "start_share=0.5")
+
+
+def test_a_run_is_not_overwritten(straight):
+    recipe, _ = straight
+    with pytest.raises(RefsegError, match=r"already holds a run; add --resume, or --training\.output"):
+        train(recipe)
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(RefsegError, match="holds no checkpoint to resume; start without --resume"):
+        train(write_recipe(tmp_path, steps=1), resume=True)
+
+
+def test_an_output_that_is_a_file(tmp_path):
+    recipe = write_recipe(tmp_path, steps=1)
+    with pytest.raises(RefsegError, match="is a file; name a folder"):
+        train(recipe, f"training.output={recipe}")
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
+    import refseg.training.trainer
+
+    calls = []
+
+    def broken(logits, targets, dice_weight):
+        calls.append(1)
+        return logits.mean() * (torch.nan if len(calls) == 3 else 1.0)
+
+    monkeypatch.setattr(refseg.training.trainer, "mask_loss", broken)
+    with pytest.raises(RefsegError, match="the loss is nan at step 2; lower the learning rate"):
+        train(write_recipe(tmp_path, steps=5, training={"alignment_weight": 0.0}))
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_the_backbone_starts_from_a_checkpoint_and_moves_only_when_free(tmp_path, freeze):
+    from transformers import ConvNextConfig, ConvNextModel
+
+    settings = {key: value for key, value in MODEL["backbone_config"].items() if key != "model_type"}
+    torch.manual_seed(3)
+    ConvNextModel(ConvNextConfig(**settings)).save_pretrained(tmp_path / "trained")
+    recipe = write_recipe(tmp_path, steps=1, model={"freeze_backbone": freeze}, training={"warmup_steps": 0})
+    folder = train(recipe, f"backbone_weights={tmp_path / 'trained'}")
+    start = load_file(tmp_path / "trained" / "model.safetensors")
+    end = load_file(folder / "model.safetensors")
+    name = "embeddings.patch_embeddings.weight"
+    moved = (end[f"image_encoder.backbone.net.{name}"] - start[name]).abs().max()
+    assert moved == 0 if freeze else 0 < moved < 0.01
+
+
+def test_backbone_weights_that_do_not_fit(tmp_path):
+    from transformers import ResNetConfig, ResNetModel
+
+    recipe = write_recipe(tmp_path, steps=1)
+    with pytest.raises(RefsegError, match=r"backbone_weights: .* cannot be read"):
+        train(recipe, f"backbone_weights={tmp_path}")
+    other = ResNetConfig(embedding_size=4, hidden_sizes=[4, 4, 4, 4], depths=[1, 1, 1, 1])
+    ResNetModel(other).save_pretrained(tmp_path / "other")
+    with pytest.raises(RefsegError, match=r"backbone_weights: .* does not fit the backbone; it lacks"):
+        train(recipe, f"backbone_weights={tmp_path / 'other'}")
+
+
+def test_sentences_and_vectors_start_the_words(tmp_path):
+    (tmp_path / "more.txt").write_text("a quokka here\n" * FREQUENT)
+    (tmp_path / "glove.txt").write_text("quokka " + " ".join(["0.5"] * 16) + "\n")
+    recipe = write_recipe(tmp_path, steps=1, training={"learning_rate": 1e-9})
+    folder = train(recipe, f"sentences={tmp_path / 'more.txt'}", f"word_vectors={tmp_path / 'glove.txt'}")
+    segmenter = refseg.load(folder)
+    index = segmenter.tokenizer.vocabulary["quokka"]
+    vectors = segmenter.model.text_encoder.embedding.weight
+    torch.testing.assert_close(vectors[index], torch.full((16,), 0.5), rtol=0, atol=1e-4)
+    assert segmenter.model.config.vocabulary == len(segmenter.tokenizer) == len(vectors)
+    assert vectors[0].abs().sum() == 0
+
+
+def test_both_losses_count_the_choice():
+    """The alignment's and the network's: the choice adds its weight times its loss, and nothing without rivals."""
+    torch.manual_seed(0)
+    model = SHNet(SHNetConfig(**MODEL, vocabulary=9))
+    left, right = torch.zeros(2, 2, 1, 32, 32)
+    left[..., :16], right[..., 16:] = 1, 1
+    batch = {
+        "images": torch.rand(1, 3, 64, 64),
+        "ids": torch.tensor([[2, 3], [4, 5]]),
+        "mask": torch.ones(2, 2, dtype=torch.bool),
+        "photo_of": torch.zeros(2, dtype=torch.long),
+        "targets": left,
+    }
+
+    def loss(choice, rivals, answered, aligned):
+        recipe = TrainingRecipe("", [Phase(1, 1, 1)], choice_weight=choice, alignment_weight=aligned)
+        torch.manual_seed(1)
+        trainee = Trainee(model, recipe).eval()
+        with torch.no_grad():
+            return trainee(**batch, rivals=rivals, answered=torch.tensor([answered] * 2))["loss"].item()
+
+    for answered, aligned in ((True, 0.0), (False, 1.0)):
+        none, once, twice = (loss(weight, right, answered, aligned) for weight in (0.0, 1.0, 2.0))
+        assert once - none > 0.1 and twice - none == pytest.approx(2 * (once - none), rel=1e-3)
+        assert loss(2.0, torch.zeros_like(right), answered, aligned) == pytest.approx(none)
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network(tmp_path):
+    recipe = write_recipe(tmp_path, steps=3)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launch, "-m", "refseg", "train", str(recipe)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    folder = Path(tmp_path / "run")
+    assert json.loads((folder / "checkpoint-3" / "trainer_state.json").read_text())["global_step"] == 3
+    assert 0 <= overall_iou(folder, load_rows(SCENES, per_photo=PER_PHOTO)) <= 1
