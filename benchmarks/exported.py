@@ -20,7 +20,8 @@ import refseg
 from refseg.data.sources import load_rows
 from refseg.data.table import by_photograph
 from refseg.engines.export import ExportedNetwork
-from refseg.evaluation.scores import Scores, count_pixels
+from refseg.evaluation.protocols import count_pixels
+from refseg.evaluation.scores import Scores
 
 
 def main() -> None:

@@ -33,8 +33,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from refseg.data.published.pickles import read_plain_pickle
-from refseg.data.table import Row, decode_mask, encode_mask, read_table
+from refseg.data.table import Row, read_table
 from refseg.errors import RefsegError
+from refseg.masks import decode_mask, encode_mask
 from refseg.photo import read_photo
 
 RESULTS = Path(__file__).parents[1] / "results" / "fuzz.csv"
@@ -115,8 +116,7 @@ def fuzz_photo() -> tuple[st.SearchStrategy[Any], Callable[[Any], None]]:
 
 
 def fuzz_tokenizer() -> tuple[st.SearchStrategy[Any], Callable[[Any], None]]:
-    from refseg.segmenter import MAX_CHARACTERS, clean_expression
-    from refseg.words import WordTokenizer
+    from refseg.words import MAX_CHARACTERS, WordTokenizer, clean_expression
 
     tokenizer = WordTokenizer.from_expressions(["the red bag on the left", "a blue cup", "the dog's ball, café"])
     known = set(tokenizer.vocabulary.values())

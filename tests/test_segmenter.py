@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 import refseg
-from refseg.calibration import Calibration, write_calibration
+from refseg.calibration import Calibration
 from refseg.checkpoints import find_checkpoint
 from refseg.errors import RefsegError
+from refseg.evaluation.calibrate import write_calibration
 from refseg.models.shnet.fusion import ConcatFusion
 from refseg.segmenter import Segmenter, load
 from refseg.transforms import to_photograph

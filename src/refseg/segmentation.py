@@ -19,13 +19,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from refseg.data.table import encode_mask
 from refseg.errors import RefsegError
+from refseg.masks import Mask, encode_mask, polygons
 
 if TYPE_CHECKING:
     from supervision import Detections
 
-Mask = npt.NDArray[np.bool_]
 Colour = tuple[int, int, int]
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
@@ -81,12 +80,8 @@ class Segmentation:
         return {"size": list(self.mask.shape), "counts": encode_mask(self.mask)}
 
     def to_polygons(self) -> list[list[int]]:
-        """The mask's outline as COCO-style rings [x, y, x, y, …] along pixel edges, in pixels.
-
-        Exact under the even-odd rule. Outer rings run clockwise as displayed; holes are rings of their own
-        and run counter-clockwise; a reader that unites all rings, as pycocotools does, fills them.
-        """
-        return [ring.ravel().tolist() for ring in _rings(self.mask)]
+        """The mask's outline as COCO-style rings [x, y, x, y, …] along pixel edges, in pixels; see `masks.polygons`."""
+        return polygons(self.mask)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the photograph, ready for JSON; `size` is [H, W], `box` xyxy or None."""
@@ -241,62 +236,3 @@ def _wrap(text: str, font: Font, width: float) -> list[str]:
 def _fitting(word: str, font: Font, width: float) -> int:
     """How many of the word's first characters stay within the width; at least one."""
     return bisect_right(range(2, len(word)), width, key=lambda end: font.getlength(word[:end])) + 1
-
-
-def _rings(mask: Mask) -> list[npt.NDArray[np.int64]]:
-    """The closed boundary lines of a mask as corners (N, 2) xy; regions that touch at a corner stay apart.
-
-    Horizontal and vertical pixel edges are joined into maximal runs, each directed with the mask on its right
-    as displayed, so that a ring is a cycle that alternates between the two.
-    """
-    width = mask.shape[1] + 1
-    padded = np.pad(mask, 1)
-    # Where two pixels meet only at a corner, four runs meet: a run of the upper pixel joins the upper one.
-    crossing = (padded[:-1, :-1] == padded[1:, 1:]) & (padded[:-1, 1:] == padded[1:, :-1])
-    crossing &= padded[:-1, :-1] != padded[:-1, 1:]
-
-    def key(x: npt.NDArray[np.int64], y: npt.NDArray[np.int64], lower: Mask) -> npt.NDArray[np.int64]:
-        joined: npt.NDArray[np.int64] = (y * width + x) * 2 + (crossing[y, x] & lower)
-        return joined
-
-    y, x_low, x_high, below = _runs(mask)  # rightwards above the mask, leftwards below it
-    x_start, x_end = np.where(below, x_low, x_high), np.where(below, x_high, x_low)
-    x, y_low, y_high, right = _runs(mask.T)  # upwards on the mask's left, downwards on its right
-    y_start, y_end = np.where(right, y_high, y_low), np.where(right, y_low, y_high)
-
-    vertical_after = _match(key(x_end, y, below), key(x, y_start, ~right))
-    horizontal_after = _match(key(x, y_end, right), key(x_start, y, below))
-    successor = horizontal_after[vertical_after]
-    corners = np.stack([x_start, y, x_end, y], axis=1).reshape(-1, 2, 2)
-    return [corners[cycle].reshape(-1, 2) for cycle in _cycles(successor.tolist())]
-
-
-def _match(ends: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """For each end the index of the start with the same key; both hold the same keys, each once."""
-    match = np.empty_like(ends)
-    match[np.argsort(ends)] = np.argsort(starts)
-    return match
-
-
-def _runs(mask: Mask) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], Mask]:
-    """Maximal horizontal runs of pixel edges: line y, x from, x to, and whether the mask lies below."""
-    step = np.diff(np.pad(mask, 1).astype(np.int8), axis=0)
-    starts = (step[:, 1:] != step[:, :-1]) & (step[:, 1:] != 0)
-    ends = (step[:, 1:] != step[:, :-1]) & (step[:, :-1] != 0)
-    y, x_from = np.nonzero(starts)
-    x_to = np.nonzero(ends)[1]
-    return y, x_from, x_to, step[y, x_from + 1] > 0
-
-
-def _cycles(successor: list[int]) -> list[list[int]]:
-    seen = bytearray(len(successor))
-    cycles = []
-    for first in range(len(successor)):
-        cycle = []
-        while not seen[first]:
-            seen[first] = 1
-            cycle.append(first)
-            first = successor[first]
-        if cycle:
-            cycles.append(cycle)
-    return cycles

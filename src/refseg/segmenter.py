@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -23,15 +22,12 @@ from refseg.models.shnet.fusion import SFM, attention
 from refseg.photo import PhotoSource, read_photo
 from refseg.segmentation import Segmentation
 from refseg.transforms import to_photograph, to_square
-from refseg.words import UNKNOWN, Tokens, WordTokenizer
+from refseg.words import UNKNOWN, Tokens, WordTokenizer, clean_expression
 
 if TYPE_CHECKING:
     from refseg.engines.fast import FastSHNet
     from refseg.evaluation.report import Report
     from refseg.models.pretrained import BytePairTokenizer, OtherModel
-
-MAX_CHARACTERS = 1000
-"""The longest expression that is accepted; the model reads far less of it."""
 
 ENGINES = ("torch", "openvino")
 PRECISIONS = ("float32", "bfloat16", "int8")
@@ -309,28 +305,6 @@ def _examples(photos: Sequence[PhotoSource], tokenizer: WordTokenizer, side: int
         (to_square(read_photo(photo), side)[None], tokenizer([f"the {words[number % len(words)]}"]).ids)
         for number, photo in enumerate(photos)
     ]
-
-
-def clean_expression(expression: object) -> str:
-    """The expression in Unicode's composed form (NFC); control characters and white space become one space.
-
-    Raises RefsegError if it is not a str, holds no visible character, has more than `MAX_CHARACTERS` characters,
-    or is not valid Unicode.
-    """
-    if not isinstance(expression, str):
-        raise RefsegError(f"an expression is a str, not a {type(expression).__name__}; give 'the red bag'")
-    if len(expression) > MAX_CHARACTERS:
-        raise RefsegError(
-            f"the expression has {len(expression):,} characters and the limit is {MAX_CHARACTERS:,}; "
-            "describe the thing in one sentence"
-        )
-    categories = [unicodedata.category(character) for character in expression]
-    if "Cs" in categories:
-        raise RefsegError("the expression holds half a character (a lone surrogate); decode the text as UTF-8")
-    if all(category[0] in "CZ" for category in categories):
-        raise RefsegError("the expression is empty; say what to find, such as 'the red bag'")
-    plain = "".join(" " if c == "Cc" else character for character, c in zip(expression, categories, strict=True))
-    return unicodedata.normalize("NFC", " ".join(plain.split()))
 
 
 def _clean_all(expressions: Sequence[str]) -> list[str]:

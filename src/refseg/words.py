@@ -19,6 +19,30 @@ from refseg.errors import RefsegError
 PADDING, UNKNOWN = "<pad>", "<unk>"
 FILE = "tokenizer.json"
 FREQUENT = 20
+MAX_CHARACTERS = 1000
+"""The longest expression that is accepted; the model reads far less of it."""
+
+
+def clean_expression(expression: object) -> str:
+    """The expression in Unicode's composed form (NFC); control characters and white space become one space.
+
+    Raises RefsegError if it is not a str, holds no visible character, has more than `MAX_CHARACTERS` characters,
+    or is not valid Unicode.
+    """
+    if not isinstance(expression, str):
+        raise RefsegError(f"an expression is a str, not a {type(expression).__name__}; give 'the red bag'")
+    if len(expression) > MAX_CHARACTERS:
+        raise RefsegError(
+            f"the expression has {len(expression):,} characters and the limit is {MAX_CHARACTERS:,}; "
+            "describe the thing in one sentence"
+        )
+    categories = [unicodedata.category(character) for character in expression]
+    if "Cs" in categories:
+        raise RefsegError("the expression holds half a character (a lone surrogate); decode the text as UTF-8")
+    if all(category[0] in "CZ" for category in categories):
+        raise RefsegError("the expression is empty; say what to find, such as 'the red bag'")
+    plain = "".join(" " if c == "Cc" else character for character, c in zip(expression, categories, strict=True))
+    return unicodedata.normalize("NFC", " ".join(plain.split()))
 
 
 @dataclass(frozen=True)

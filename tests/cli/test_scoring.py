@@ -11,8 +11,8 @@ from refseg.cli import main
 from refseg.cli.scoring import ProtocolName
 from refseg.data.sources import load_rows
 from refseg.data.table import read_table, write_table
+from refseg.evaluation.protocols import PROTOCOLS
 from refseg.evaluation.report import read_report
-from refseg.evaluation.scores import PROTOCOLS
 
 
 @pytest.fixture

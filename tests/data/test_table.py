@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from refseg.data.table import Row, by_photograph, encode_mask, read_table, write_table
+from refseg.data.table import Row, by_photograph, read_table, write_table
 from refseg.errors import RefsegError
+from refseg.masks import encode_mask
 
 MASK = np.array([[0, 1, 1], [0, 0, 1]], dtype=bool)
 

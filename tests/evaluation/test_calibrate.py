@@ -10,20 +10,11 @@ import pytest
 import torch
 
 import refseg
-from refseg.calibration import (
-    FEATURES,
-    Calibration,
-    _calibrate,
-    _fit,
-    _regress,
-    absent_rows,
-    features,
-    fit_calibration,
-    write_calibration,
-)
+from refseg.calibration import FEATURES, Calibration, features
 from refseg.data.sources import load_rows
 from refseg.data.table import Row
 from refseg.errors import RefsegError
+from refseg.evaluation.calibrate import _calibrate, _fit, _regress, absent_rows, fit_calibration, write_calibration
 from refseg.evaluation.scores import calibration_error, reliability
 
 SCORE = (4.0, 0.1, 0.5, -1.0, -0.2, -2.0)

@@ -6,10 +6,11 @@ from PIL import Image
 
 import refseg
 from refseg.data.sources import load_rows
-from refseg.evaluation.card import _choose, contact_sheet, plot_card, plot_reliability, write_card
+from refseg.evaluation.card import _choose, contact_sheet, plot_card, write_card
 from refseg.evaluation.evaluate import evaluate
+from refseg.evaluation.plots import plot_reliability
+from refseg.evaluation.protocols import CRIS, NATIVE, SHNET, Pixels
 from refseg.evaluation.report import Report, Scored, read_report
-from refseg.evaluation.scores import CRIS, NATIVE, SHNET, Pixels
 
 
 def report(ious, protocol=NATIVE, score=0.5):

@@ -9,8 +9,8 @@ import pytest
 
 from refseg.errors import RefsegError
 from refseg.evaluation.comparison import Runs, bootstrap, read_runs, to_csv, to_markdown
+from refseg.evaluation.protocols import CRIS, LAVT, NATIVE, SHNET, Pixels
 from refseg.evaluation.report import Report, Scored, read_report
-from refseg.evaluation.scores import CRIS, LAVT, NATIVE, SHNET, Pixels
 
 
 def report(pixels, model="a", protocol=NATIVE, fingerprint="f", kinds=("colour", "size"), **notes):

@@ -12,7 +12,7 @@ from refseg.data.sources import load_rows
 from refseg.errors import RefsegError
 from refseg.evaluation.crf import refine
 from refseg.evaluation.evaluate import evaluate
-from refseg.evaluation.scores import LAVT, NATIVE
+from refseg.evaluation.protocols import LAVT, NATIVE
 from refseg.segmenter import load
 
 

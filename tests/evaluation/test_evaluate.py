@@ -13,12 +13,13 @@ import torch
 
 import refseg
 from refseg.data.sources import load_rows
-from refseg.data.table import Row, encode_mask, read_table, write_table
+from refseg.data.table import Row, read_table, write_table
 from refseg.errors import RefsegError
 from refseg.evaluation.evaluate import evaluate
+from refseg.evaluation.protocols import CRIS, GRES, LAVT, NATIVE, PROTOCOLS, SHNET
 from refseg.evaluation.report import Report
-from refseg.evaluation.scores import CRIS, GRES, LAVT, NATIVE, PROTOCOLS, SHNET
 from refseg.evaluation.swaps import ALL, consistency, swapped_pairs
+from refseg.masks import encode_mask
 
 SIZE = (8, 10)
 

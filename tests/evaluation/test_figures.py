@@ -12,9 +12,10 @@ from PIL import Image
 
 import refseg
 from refseg.cli import main
-from refseg.data.table import Row, encode_mask, write_table
+from refseg.data.table import Row, write_table
 from refseg.errors import RefsegError
 from refseg.evaluation import figures
+from refseg.masks import encode_mask
 from refseg.models.shnet.fusion import ConcatFusion
 from refseg.segmentation import Segmentation
 

@@ -4,10 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from refseg.data.table import Row, encode_mask
+from refseg.data.table import Row
 from refseg.errors import RefsegError
 from refseg.evaluation.predictions import score_predictions
-from refseg.evaluation.scores import GRES, LAVT, SHNET
+from refseg.evaluation.protocols import GRES, LAVT, SHNET
+from refseg.masks import encode_mask
 
 SIZE = (8, 10)
 

@@ -9,18 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from refseg.errors import RefsegError
-from refseg.evaluation.scores import (
-    CRIS,
-    GRES,
-    LAVT,
-    NATIVE,
-    PRECISION_AT,
-    PROTOCOLS,
-    SHNET,
-    Protocol,
-    Scores,
-    find_protocol,
-)
+from refseg.evaluation.protocols import CRIS, GRES, LAVT, NATIVE, PROTOCOLS, SHNET, Protocol, find_protocol
+from refseg.evaluation.scores import PRECISION_AT, Scores
 
 pairs_of_masks = st.lists(st.tuples(arrays(bool, (4, 5)), arrays(bool, (4, 5))), min_size=1, max_size=12)
 

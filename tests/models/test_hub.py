@@ -12,8 +12,8 @@ import torch
 
 import refseg
 from refseg.errors import RefsegError
+from refseg.evaluation.protocols import NATIVE, Pixels
 from refseg.evaluation.report import Report, Scored
-from refseg.evaluation.scores import NATIVE, Pixels
 from refseg.segmenter import load
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)

@@ -238,9 +238,10 @@ def test_sam3_s_published_checkpoint_holds_a_tracker_that_is_passed_over(
 def test_they_are_evaluated_and_described_as_shnet_is(clipseg: Segmenter, tmp_path: Path) -> None:
     from PIL import Image
 
-    from refseg.data.table import Row, encode_mask
+    from refseg.data.table import Row
     from refseg.evaluation.evaluate import evaluate
-    from refseg.evaluation.scores import find_protocol
+    from refseg.evaluation.protocols import find_protocol
+    from refseg.masks import encode_mask
 
     Image.fromarray(PHOTO).save(tmp_path / "photo.png")
     mask = np.zeros((50, 90), dtype=bool)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from refseg.segmenter import MAX_CHARACTERS
+from refseg.words import MAX_CHARACTERS
 
 
 @dataclass(frozen=True)

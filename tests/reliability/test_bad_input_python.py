@@ -17,7 +17,8 @@ from PIL import Image
 
 from refseg.errors import RefsegError
 from refseg.photo import read_photo
-from refseg.segmenter import clean_expression, load
+from refseg.segmenter import load
+from refseg.words import clean_expression
 
 
 def refusal(function, *arguments, **options) -> str:

@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from refseg.data.table import Row, decode_mask, encode_mask, run_lengths
+from refseg.data.table import Row
 from refseg.errors import RefsegError
+from refseg.masks import decode_mask, encode_mask, run_lengths
 from refseg.photo import read_photo
 from refseg.segmenter import load
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from refseg.data.table import Row, encode_mask
+from refseg.data.table import Row
+from refseg.masks import encode_mask
 from refseg.training.batches import (
     Collate,
     PhotoDataset,

@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 
 from refseg.annotation.expressions import Label, Plan
 from refseg.annotation.journal import Journal, Record
+from refseg.files import whole
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,7 @@ def write_coco(path: Path, plan: Plan, journal: Journal, model: str, keep: Keep 
                 counts.annotations += 1
                 yield {"id": counts.annotations, "image_id": image_id, **annotation}
 
-    unfinished = path.with_name(path.name + ".part")
-    with unfinished.open("w", encoding="ascii") as file:
+    with whole(path) as unfinished, unfinished.open("w", encoding="ascii") as file:
         info = {"description": f"Labelled by refseg {version('refseg')}, model {model}"}
         file.write(f'{{"info": {json.dumps(info)},\n"licenses": [],\n"categories": ')
         _write_list(file, ({"id": number, "name": name} for name, number in categories.items()))
@@ -69,7 +69,6 @@ def write_coco(path: Path, plan: Plan, journal: Journal, model: str, keep: Keep 
         file.write(',\n"images": ')
         _write_list(file, images)
         file.write("}\n")
-    unfinished.replace(path)
     return counts
 
 

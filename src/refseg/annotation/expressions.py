@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refseg.errors import RefsegError
-from refseg.segmenter import clean_expression
+from refseg.words import clean_expression
 
 _COLUMNS = ("photo", "expression", "category")
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from refseg.errors import RefsegError
+from refseg.masks import Mask
 
 Points = npt.NDArray[np.float64]
 
@@ -97,9 +98,7 @@ def find_photo(said: str, folder: Path) -> Path:
     return path
 
 
-def brush_region(
-    control: Control, label: str, score: float, mask: npt.NDArray[np.bool_], expression: str
-) -> dict[str, Any]:
+def brush_region(control: Control, label: str, score: float, mask: Mask, expression: str) -> dict[str, Any]:
     """A mask (H, W) as a result of BrushLabels."""
     value = {"format": "rle", "rle": encode_brush(mask), "brushlabels": [label]}
     return _region(control, (mask.shape[0], mask.shape[1]), score, value, expression)
@@ -149,7 +148,7 @@ def _region(
     }
 
 
-def encode_brush(mask: npt.NDArray[np.bool_]) -> list[int]:
+def encode_brush(mask: Mask) -> list[int]:
     """A mask (H, W) as the bytes of Label Studio's brush: run lengths of its RGBA picture, 255 at the referent.
 
     32 bits for the number of values, 5 for their size less one, four times 4 for the sizes of lengths less one. Then

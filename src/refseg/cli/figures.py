@@ -57,7 +57,7 @@ def compare(
 
     The first column is the photograph or, with rows, the true mask. Rows count as in a report of `refseg evaluate`.
     """
-    from refseg.segmenter import clean_expression
+    from refseg.words import clean_expression
 
     rows = _rows(data or [], row or [], photo)
     if not rows and (photo is None or not expressions):
@@ -92,7 +92,7 @@ def anchor(
     \b
     refseg figure anchor street.jpg "the red bag" "the left shoe" "her hair" --out anchor.svg
     """
-    from refseg.segmenter import clean_expression
+    from refseg.words import clean_expression
 
     expressions = [clean_expression(sentence) for sentence in expressions]
     _check(out, [photo])
@@ -123,7 +123,7 @@ def attention(
     refseg figure attention street.jpg "the shoe on the left" --out attention.svg
     refseg figure attention street.jpg "the shoe on the left" --level 3 --layer 1 --out attention.png
     """
-    from refseg.segmenter import clean_expression
+    from refseg.words import clean_expression
 
     expression = clean_expression(expression)
     _check(out, [photo])
@@ -174,8 +174,8 @@ def _names(models: Sequence[str]) -> dict[str, str]:
 
 def _check(out: Path, photos: Sequence[Path]) -> None:
     """What can be known to fail before a model is loaded."""
-    from refseg.evaluation.card import need_matplotlib
     from refseg.evaluation.figures import SUFFIXES
+    from refseg.evaluation.plots import need_matplotlib
 
     if out.suffix.lower() not in SUFFIXES:
         raise RefsegError(f"--out {out} must end in .png or .svg")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ProtocolName(StrEnum):
-    """The names of `refseg.evaluation.scores.PROTOCOLS`, known before anything heavy is imported."""
+    """The names of `refseg.evaluation.protocols.PROTOCOLS`, known before anything heavy is imported."""
 
     NATIVE = "native"
     SHNET = "shnet"
@@ -84,13 +84,13 @@ def evaluate(
     """
     from refseg.data.sources import load_rows
     from refseg.evaluation.evaluate import evaluate as score
-    from refseg.evaluation.scores import find_protocol
+    from refseg.evaluation.protocols import find_protocol
 
     for folder in (out.parent if out else None, report):
         if folder is not None:
             ensure_writable(folder)
     if report is not None:
-        from refseg.evaluation.card import need_matplotlib
+        from refseg.evaluation.plots import need_matplotlib
 
         need_matplotlib()
     if crf:
@@ -160,7 +160,7 @@ def score(
     """
     from refseg.data.sources import load_rows
     from refseg.evaluation.predictions import score_predictions
-    from refseg.evaluation.scores import find_protocol
+    from refseg.evaluation.protocols import find_protocol
 
     if not predictions.is_file():
         raise RefsegError(f"there is no file {predictions}; give predictions as JSON lines")
@@ -233,13 +233,13 @@ def calibrate(
     \b
     refseg calibrate runs/photos --data photos/val/instances.json
     """
-    from refseg.calibration import fit_calibration, write_calibration
     from refseg.data.sources import load_rows
+    from refseg.evaluation.calibrate import fit_calibration, write_calibration
 
     if not (model / "config.json").is_file():
         raise RefsegError(f"there is no checkpoint in {model}; give the folder of its config.json")
     if plot is not None:
-        from refseg.evaluation.card import need_matplotlib
+        from refseg.evaluation.plots import need_matplotlib
 
         need_matplotlib()
         ensure_writable(plot.parent)
@@ -247,7 +247,7 @@ def calibrate(
     result = fit_calibration(load_model(str(model), device), rows, seed=seed)
     typer.echo(result.to_text())
     if plot is not None:
-        from refseg.evaluation.card import plot_reliability
+        from refseg.evaluation.plots import plot_reliability
 
         plot_reliability(result.expected, result.ious, plot)
         typer.echo(plot)

@@ -96,7 +96,7 @@ def segment(
     """
     photos, expressions = sort_arguments(arguments or [], photo or [], expression or [])
 
-    from refseg.segmenter import clean_expression
+    from refseg.words import clean_expression
 
     expressions = [clean_expression(sentence) for sentence in expressions]
     if out is None and not as_json:

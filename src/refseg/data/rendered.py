@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +14,11 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
-from refseg.data.table import encode_mask
 from refseg.errors import RefsegError
+from refseg.files import whole
+from refseg.masks import Mask, encode_mask
 
 Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 RGB = tuple[int, int, int]
 
 VERSION = 4
@@ -95,13 +93,13 @@ class _Placed:
     shape: _Shape
     full: int
     """Pixels of the whole shape, before anything hides it."""
-    visible: Bools
+    visible: Mask
 
 
 @dataclass(frozen=True)
 class _Scene:
     pixels: npt.NDArray[np.uint8]
-    segments: list[tuple[str, Bools]]
+    segments: list[tuple[str, Mask]]
     """Label and visible mask (H, W), stuff first; the masks do not overlap."""
 
 
@@ -116,18 +114,14 @@ def render(folder: Path, count: int, seed: int = 0) -> Path:
     """
     if count < 1 or seed < 0:
         raise RefsegError(f"{count} scenes with seed {seed} cannot be drawn; give a count from 1 and a seed from 0")
-    unfinished = folder.with_name(f".{folder.name}.{uuid4().hex}")
     try:
-        (unfinished / "images").mkdir(parents=True)
-        _write(unfinished, count, seed)
-        # Renaming onto an empty folder replaces it and onto a full one fails, so nothing is ever overwritten.
-        unfinished.replace(folder)
+        with whole(folder) as unfinished:
+            (unfinished / "images").mkdir(parents=True)
+            _write(unfinished, count, seed)
     except OSError as fault:
         raise RefsegError(
             f"scenes cannot be written to {folder} ({fault.strerror}); name a new folder in a writable place"
         ) from fault
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder / "instances.json"
 
 
@@ -162,7 +156,7 @@ def _write(folder: Path, count: int, seed: int) -> None:
     (folder / "instances.json").write_text(json.dumps(document), encoding="utf-8")
 
 
-def _segment(mask: Bools) -> dict[str, Any]:
+def _segment(mask: Mask) -> dict[str, Any]:
     height, width = mask.shape
     rle = {"size": [height, width], "counts": encode_mask(mask)}
     box = [float(edge) for edge in coco_mask.toBbox(rle)]
@@ -260,7 +254,7 @@ def _place(rng: np.random.Generator, shape: _Shape, placed: list[_Placed], pixel
         return
 
 
-def _tolerates(behind: _Placed, shape: _Shape, mask: Bools) -> bool:
+def _tolerates(behind: _Placed, shape: _Shape, mask: Mask) -> bool:
     left = int((behind.visible & ~mask).sum())
     hidden = int(behind.visible.sum()) - left
     # Two overlapping shapes of one colour would read as a single one.
@@ -345,7 +339,7 @@ _OUTLINES: dict[str, Callable[[], Floats]] = {
 # As real kinds of things have their texture: a network tells textures apart long before outlines.
 # From how far a pixel stands within its horizontal and its vertical stripe (0..1), and within the shape (-1..1),
 # each (n, n): whether it is marked.
-_MARKINGS: dict[str, Callable[[Floats, Floats, Floats, Floats], Bools]] = {
+_MARKINGS: dict[str, Callable[[Floats, Floats, Floats, Floats], Mask]] = {
     "circle": lambda down, right, y, x: down < 0,
     "square": lambda down, right, y, x: down < _MARKED,
     "triangle": lambda down, right, y, x: right < _MARKED,

@@ -11,12 +11,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from pycocotools import mask as coco_mask
-
 from refseg.errors import RefsegError
-from refseg.photo import MAX_PIXELS
+from refseg.files import whole
+from refseg.masks import Mask, decode_mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,7 @@ class Row:
     """How many other segments of the photograph carry the referent's label."""
     split: str = ""
 
-    def mask(self) -> npt.NDArray[np.bool_]:
+    def mask(self) -> Mask:
         """The referent's mask, (H, W) bool. Raises RefsegError if it is damaged."""
         try:
             return decode_mask(self.counts, self.height, self.width)
@@ -52,61 +49,19 @@ class Row:
             ) from fault
 
 
-def encode_mask(mask: npt.NDArray[np.bool_]) -> str:
-    """Compressed COCO run lengths of a mask (H, W)."""
-    counts: bytes = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"]
-    return counts.decode("ascii")
-
-
-def decode_mask(counts: str, height: int, width: int) -> npt.NDArray[np.bool_]:
-    """The mask (H, W) of compressed COCO run lengths. Raises ValueError if they are none of that size.
-
-    pycocotools reads and writes past its memory, or leaves some of the mask to chance, where they are not checked.
-    """
-    if not type(height) is type(width) is int or min(height, width) < 0 or height * width > MAX_PIXELS:
-        raise ValueError(f"it has {height}×{width} pixels")
-    runs = run_lengths(counts.encode("ascii"))
-    if (runs < 0).any() or runs.sum() != height * width:
-        raise ValueError("its run lengths do not add up to its size")
-    return np.asarray(coco_mask.decode({"size": [height, width], "counts": counts}), dtype=bool)
-
-
-def run_lengths(counts: bytes) -> npt.NDArray[np.int64]:
-    """COCO's compressed run lengths as numbers: six bits a character, from the fourth on as differences.
-
-    Raises ValueError if they are no run lengths.
-    """
-    bits = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    if not bits.size:
-        return bits
-    ends = np.flatnonzero(np.append((bits[:-1] & 32) == 0, True))
-    starts = np.append(0, ends[:-1] + 1)
-    place = np.arange(bits.size) - np.repeat(starts, ends - starts + 1)
-    if bits.min() < 0 or bits.max() > 63 or place.max() > 6:
-        raise ValueError("its run lengths are no run lengths")
-    if bits[-1] & 32:
-        raise ValueError("its run lengths are cut short")
-    runs = np.add.reduceat((bits & 31) << (5 * place), starts)
-    runs -= (bits[ends] & 16) >> 4 << 5 * (place[ends] + 1)  # the sign
-    runs[1::2], runs[2::2] = runs[1::2].cumsum(), runs[2::2].cumsum()
-    return runs
-
-
 def write_table(path: Path, rows: Iterable[Row]) -> int:
     """Writes JSON lines, photographs as paths relative to the table; returns the number of rows.
 
     The file appears whole or not at all.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
     count = 0
-    with unfinished.open("w", encoding="utf-8") as file:
+    with whole(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         for row in rows:
             record = dataclasses.asdict(row)
             record["image"] = os.path.relpath(row.image, path.parent)
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
             count += 1
-    unfinished.replace(path)
     return count
 
 

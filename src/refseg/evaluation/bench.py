@@ -115,7 +115,7 @@ def _conv_flops(x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Seq
 
 
 def _packed_flops() -> dict[Any, Callable[..., int]]:
-    """What PyTorch's counter does not know of: the operators of `model.packed`, where there are any."""
+    """What PyTorch's counter does not know of: the operators of `engines.packed`, where there are any."""
     if not packs(torch.float32):
         return {}
     operators = torch.ops.mkldnn

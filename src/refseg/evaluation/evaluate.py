@@ -11,15 +11,14 @@ from importlib.metadata import version
 from itertools import groupby
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch.distributed as distributed
 from tqdm import tqdm
 
 from refseg.data.table import Row
 from refseg.errors import RefsegError
+from refseg.evaluation.protocols import NATIVE, Protocol, count_pixels
 from refseg.evaluation.report import Report, Scored
-from refseg.evaluation.scores import NATIVE, Protocol, count_pixels
+from refseg.masks import Mask
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +28,6 @@ _NAMED = 4
 _CHUNK = 32
 """Expressions answered at once; bounds the memory that full-size probabilities take."""
 
-Mask = npt.NDArray[np.bool_]
 Numbered = tuple[int, Row]
 """A row and its position in the data."""
 

@@ -15,8 +15,9 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from refseg.errors import RefsegError
-from refseg.evaluation.card import need_matplotlib
-from refseg.segmentation import Mask, Segmentation
+from refseg.evaluation.plots import new_figure
+from refseg.masks import Mask
+from refseg.segmentation import Segmentation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -169,15 +170,10 @@ class _Sheet:
     """A column filled from top to bottom with rows of equally wide panels; lengths are inches."""
 
     def __init__(self, columns: int) -> None:
-        need_matplotlib()
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
         self.columns = columns
         if self.width < _NARROWEST:
             raise RefsegError(f"{columns} panels do not fit beside each other into a column; compare fewer models")
-        self.figure = Figure(figsize=(COLUMN, PAGE), facecolor="white")  # not pyplot: it keeps state, wants a screen
-        FigureCanvasAgg(self.figure)
+        self.figure = new_figure(figsize=(COLUMN, PAGE))
         self.top = 0.0
 
     @property

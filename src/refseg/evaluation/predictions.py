@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from refseg.data.published.referents import Unusable, encode_segmentation
+from refseg.data.segmentations import Unusable, encode_segmentation
 from refseg.data.table import Row
 from refseg.errors import RefsegError
 from refseg.evaluation.evaluate import Decided, Numbered, score
+from refseg.evaluation.protocols import NATIVE, Protocol
 from refseg.evaluation.report import Report
-from refseg.evaluation.scores import NATIVE, Protocol
 
 
 def score_predictions(

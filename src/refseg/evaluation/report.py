@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refseg.errors import RefsegError
-from refseg.evaluation.scores import Pixels, Protocol, Scores, find_protocol
+from refseg.evaluation.protocols import Pixels, Protocol, find_protocol
+from refseg.evaluation.scores import Scores
 
 WITH_SIBLING, WITHOUT_SIBLING = "with a sibling", "without"
 SIZES = {0.01: "below 1%", 0.05: "1% to 5%", 0.2: "5% to 20%", math.inf: "20% and more"}

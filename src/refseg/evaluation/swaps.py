@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
 from refseg.data.expressions.generate import mirror_expression
 from refseg.data.table import Row, by_photograph
 from refseg.errors import RefsegError
 from refseg.evaluation.evaluate import Answers
-
-Mask = npt.NDArray[np.bool_]
+from refseg.masks import iou
 
 
 @dataclass(frozen=True)
@@ -78,14 +75,9 @@ def consistency(segmenter: Answers, rows: Iterable[Row], progress: bool = True) 
         answers = segmenter.segment(encoded, [row.expression for pair in own for row in pair])
         for (one, other), first, second in zip(own, answers[::2], answers[1::2], strict=True):
             one_mask, other_mask = one.mask(), other.mask()
-            right = _iou(first.mask, one_mask), _iou(second.mask, other_mask)
-            wrong = _iou(first.mask, other_mask), _iou(second.mask, one_mask)
+            right = iou(first.mask, one_mask), iou(second.mask, other_mask)
+            wrong = iou(first.mask, other_mask), iou(second.mask, one_mask)
             consistent += right[0] > wrong[0] and right[1] > wrong[1]
             exact += min(right) >= 0.5
-            unmoved += _iou(first.mask, second.mask) >= 0.5 or not (first.mask.any() or second.mask.any())
+            unmoved += iou(first.mask, second.mask) >= 0.5 or not (first.mask.any() or second.mask.any())
     return Consistency(len(pairs), len(by_image), consistent, exact, unmoved)
-
-
-def _iou(one: Mask, other: Mask) -> float:
-    union = np.count_nonzero(one | other)
-    return np.count_nonzero(one & other) / union if union else 0.0

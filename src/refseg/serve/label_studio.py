@@ -16,13 +16,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, TypeVar
 
-import numpy as np
 from fastapi import APIRouter, FastAPI, Request
-from pycocotools import mask as coco_mask
 from pydantic import BaseModel, FailFast, Field, ValidationError
 
 from refseg.annotation.label_studio import Control, brush_region, find_photo, polygon_regions, read_config
 from refseg.errors import RefsegError
+from refseg.masks import decode_mask
 from refseg.serve.limits import Limits
 from refseg.serve.problems import Problem
 from refseg.serve.queue import Queue
@@ -161,7 +160,7 @@ def _regions(control: Control, labels: list[str], results: list[Json]) -> list[J
         if result["box"] is None or result["found"] is False:
             continue  # an annotator would only have to delete it
         if control.kind == "brushlabels":
-            mask = np.asarray(coco_mask.decode(result["rle"]), dtype=bool)
+            mask = decode_mask(result["rle"]["counts"], *result["rle"]["size"])
             regions.append(brush_region(control, label, result["score"], mask, result["expression"]))
         else:
             size = (result["size"][0], result["size"][1])

@@ -200,7 +200,7 @@ def _segment(turns: list[_Turn]) -> list[Answer | Problem]:
 
 
 def _check_expressions(question: Question) -> None:
-    from refseg.segmenter import clean_expression
+    from refseg.words import clean_expression
 
     for number, expression in enumerate(question.expressions, start=1):
         try:

@@ -14,8 +14,9 @@ from refseg.cli import datasets
 from refseg.data.published.audit import count, overlaps, skip_lines, verify
 from refseg.data.published.catalogue import DATASETS, Counts
 from refseg.data.published.refer import read_refer
-from refseg.data.published.referents import Copy, Photographs, Reason, Referent, Skip
+from refseg.data.published.referents import Copy, Photographs, Referent, Skip
 from refseg.data.published.referit import read_referit
+from refseg.data.segmentations import Reason
 from refseg.data.table import read_table
 from refseg.errors import RefsegError
 

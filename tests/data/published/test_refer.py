@@ -25,7 +25,8 @@ from pycocotools import mask as coco_mask
 
 from refseg.data.published.catalogue import DATASETS, find_dataset
 from refseg.data.published.refer import read_refer
-from refseg.data.published.referents import Reason, Unusable, encode_segmentation, make_rows
+from refseg.data.published.referents import make_rows
+from refseg.data.segmentations import Reason, Unusable, encode_segmentation
 from refseg.errors import RefsegError
 from refseg.photo import read_photo
 

@@ -10,8 +10,9 @@ from PIL import Image
 
 from refseg.data.published.audit import count
 from refseg.data.published.catalogue import DATASETS
-from refseg.data.published.referents import Reason, make_rows
+from refseg.data.published.referents import make_rows
 from refseg.data.published.referit import read_referit
+from refseg.data.segmentations import Reason
 from refseg.errors import RefsegError
 
 scipy_io = pytest.importorskip("scipy.io")

@@ -10,11 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from refseg.data.expressions.colours import Colours
-
-Mask = npt.NDArray[np.bool_]
+from refseg.masks import Mask
 
 SMALLEST_SHARE = 0.0005
 SMALLEST_PIXELS = 64

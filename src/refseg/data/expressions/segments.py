@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from refseg.data.expressions import geometry
-from refseg.data.expressions.geometry import Mask, Segment
+from refseg.data.expressions.colours import Colours, measure
+from refseg.data.expressions.geometry import Segment
 from refseg.data.expressions.names import Name, names
+from refseg.data.instances import Instance, read_instances
+from refseg.masks import Mask
 
 Contact = npt.NDArray[np.float64]
+
+
+def read_scenes(
+    instances: Path, images: Path | None = None, only: Container[Any] | None = None
+) -> Iterator[tuple[Scene, Path, int | str]]:
+    """The segments of each photograph of an instance file, with the photograph's file and id; see `read_instances`."""
+    for photo in read_instances(instances, images, only):
+        segments = [_segment(instance, photo.pixels) for instance in photo.instances]
+        yield Scene(segments, photo.unplaced), photo.path, photo.image_id
 
 
 class Scene:
@@ -95,3 +109,27 @@ def _lower_edge(mask: Mask) -> Mask:
     edge = np.zeros_like(mask)
     edge[lowest[columns], columns] = True
     return edge
+
+
+def _segment(instance: Instance, pixels: npt.NDArray[np.uint8]) -> Segment:
+    mask = instance.mask
+    box, centre = geometry.box_and_centre(mask)
+    inner = geometry.interior(mask)  # the outline's pixels mix with the neighbours'
+    rows, columns = np.nonzero(inner if inner.any() else mask)
+    colours = _measured(pixels, rows, columns)
+    torso = None
+    top, bottom = box[1] * mask.shape[0], box[3] * mask.shape[0]
+    upright = (bottom - top) > 1.6 * (box[2] - box[0]) * mask.shape[1]
+    if instance.label == "person" and upright and not instance.crowd:
+        band = (rows > top + 0.2 * (bottom - top)) & (rows < top + 0.45 * (bottom - top))
+        if band.sum() >= 200:
+            torso = _measured(pixels, rows[band], columns[band])
+    return Segment(
+        id=instance.id, label=instance.label, mask=mask, area=float(mask.mean()), box=box, centre=centre,
+        colours=colours, torso=torso, crowd=instance.crowd, stuff=instance.stuff,
+    )  # fmt: skip
+
+
+def _measured(pixels: npt.NDArray[np.uint8], rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]) -> Colours:
+    step = max(1, len(rows) // 2000)
+    return measure(pixels[rows[::step], columns[::step]])

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refseg.data.expressions.claims import Sentence
-from refseg.data.expressions.generate import read_scenes, rows_of
+from refseg.data.expressions.generate import rows_of
 from refseg.data.expressions.geometry import Segment
-from refseg.data.expressions.segments import Scene
+from refseg.data.expressions.segments import Scene, read_scenes
 from refseg.data.table import Row
 from refseg.errors import RefsegError
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from refseg.data.published.catalogue import Counts
-from refseg.data.published.referents import Copy, Reason, Referent, Skip, make_rows
+from refseg.data.published.referents import Copy, Referent, Skip, make_rows
+from refseg.data.segmentations import Reason
 
 _LISTED = 5
 """Examples printed of each kind of fault."""

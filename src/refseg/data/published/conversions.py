@@ -20,6 +20,7 @@ from typing import Any
 from refseg.data.published.catalogue import Dataset
 from refseg.data.published.referents import Copy, Photographs, Referent, read_json
 from refseg.errors import RefsegError, first_line
+from refseg.files import whole
 
 Record = dict[str, Any]
 
@@ -194,9 +195,8 @@ def _unpack(embedded: Any, path: Path, photographs: Photographs) -> None:
     content = embedded.get("bytes") if isinstance(embedded, dict) else None
     if content and not path.exists() and photographs.find(path.name) is None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(path.name + ".part")
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
+        with whole(path) as unfinished:
+            unfinished.write_bytes(content)
 
 
 def _image_id(name: str) -> int | str:

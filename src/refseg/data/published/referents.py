@@ -6,43 +6,27 @@ Each format has its reader (refer, conversions, referit); all of them end in a `
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
 from refseg.data.published.catalogue import Dataset
-from refseg.data.table import Row, encode_mask, run_lengths
+from refseg.data.segmentations import Reason, Size, Unusable, declared_size, encode_segmentation
+from refseg.data.table import Row
 from refseg.errors import RefsegError, first_line
+from refseg.masks import Mask, encode_mask
 from refseg.photo import FORMATS
-
-Size = tuple[int, int]
-"""Height and width, in pixels."""
 
 _ORIENTATION = 0x0112
 _COCO_2014 = re.compile(r"COCO_(?:train|val)2014_(\d{12}\.jpg)", re.ASCII)
-
-
-class Reason(StrEnum):
-    """Why an expression cannot be used."""
-
-    NO_PHOTOGRAPH = "photograph missing"
-    UNREADABLE = "photograph unreadable"
-    NO_MASK = "mask missing"
-    DAMAGED = "mask damaged"
-    SIZE = "mask of another size than the photograph"
-    EMPTY = "empty mask"
-    NO_WORDS = "expression without words"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +37,6 @@ class Skip:
     item: str
     """What they are about, for people: file, segment, sizes."""
     expressions: int = 1
-
-
-class Unusable(Exception):  # noqa: N818 (a fact about one item, not a fault of the program)
-    """A photograph or a mask that costs its expressions, not the dataset."""
-
-    def __init__(self, reason: Reason, detail: str = "") -> None:
-        super().__init__(detail)
-        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +172,7 @@ def make_rows(copy: Copy, split: str) -> tuple[list[Row], list[Skip]]:
 def _mask(referent: Referent, frame: Frame) -> str:
     """The mask as compressed run lengths at the displayed size. Raises Unusable."""
     segmentation = referent.segmentation
-    size = _declared(segmentation) or referent.size or frame.size
+    size = declared_size(segmentation) or referent.size or frame.size
     if size not in (frame.size, frame.displayed):
         raise Unusable(Reason.SIZE, f"{size[1]}×{size[0]} for {frame.size[1]}×{frame.size[0]}")
     rle = encode_segmentation(segmentation, size)
@@ -208,105 +184,7 @@ def _mask(referent: Referent, frame: Frame) -> str:
     return counts.decode("ascii")
 
 
-def _declared(segmentation: Any) -> Size | None:
-    """The size that a mask claims for itself; polygons claim none. Raises Unusable."""
-    try:
-        if isinstance(segmentation, dict):
-            height, width = segmentation["size"]
-            return int(height), int(width)
-        if isinstance(segmentation, Path):
-            return _mat_size(segmentation) if segmentation.suffix == ".mat" else _png_size(segmentation)
-    except FileNotFoundError as fault:
-        raise Unusable(Reason.NO_MASK, f"there is no {Path(segmentation).name}") from fault
-    except (RefsegError, Unusable):
-        raise
-    except Exception as fault:  # a damaged file surfaces as any error of any decoder
-        raise Unusable(Reason.DAMAGED, first_line(fault)) from fault
-    return None
-
-
-def encode_segmentation(segmentation: Any, size: Size) -> dict[str, Any]:
-    """Compressed COCO run lengths of polygons, of run lengths of either kind, or of a mask's file.
-
-    Raises Unusable if there is no mask or it is none.
-    """
-    if segmentation is None or segmentation == []:
-        raise Unusable(Reason.NO_MASK, "the annotations have none")
-    try:
-        if isinstance(segmentation, Path):
-            inside = _mat_mask(segmentation) if segmentation.suffix == ".mat" else _png_mask(segmentation)
-            return {"size": list(size), "counts": encode_mask(inside).encode("ascii")}
-        if isinstance(segmentation, list):
-            _check_polygons(segmentation, size)
-            merged: dict[str, Any] = coco_mask.merge(coco_mask.frPyObjects(segmentation, *size))
-            return merged
-        return _run_lengths(segmentation, size)
-    except (RefsegError, Unusable):
-        raise
-    except Exception as fault:
-        raise Unusable(Reason.DAMAGED, first_line(fault)) from fault
-
-
-def _check_polygons(polygons: list[Any], size: Size) -> None:
-    """pycocotools is compiled: it takes memory by the length of an edge, and reads what is not checked here."""
-    limit = 2 * max(size)
-    for ring in polygons:
-        if not isinstance(ring, list) or len(ring) < 6 or len(ring) % 2:
-            raise Unusable(Reason.DAMAGED, "a polygon needs three points or more, as a flat list of x and y")
-        if not all(isinstance(x, int | float) and math.isfinite(x) and -limit <= x <= limit for x in ring):
-            raise Unusable(Reason.DAMAGED, "a polygon lies far outside the photograph")
-
-
-def _run_lengths(segmentation: Any, size: Size) -> dict[str, Any]:
-    """Checked in Python first: pycocotools writes past its memory where compressed run lengths are crafted."""
-    counts = segmentation["counts"]
-    if isinstance(counts, str | bytes):
-        counts = run_lengths(counts.encode("ascii") if isinstance(counts, str) else counts).tolist()
-    if (
-        not isinstance(counts, list)
-        or not all(isinstance(n, int) and n >= 0 for n in counts)
-        or sum(counts) != size[0] * size[1]
-    ):
-        raise Unusable(Reason.DAMAGED, "its run lengths do not add up to its size")
-    encoded: dict[str, Any] = coco_mask.frPyObjects({"size": list(size), "counts": counts}, *size)
-    return encoded
-
-
-def _png_size(path: Path) -> Size:
-    with Image.open(path, formats=("PNG",)) as image:
-        return image.height, image.width
-
-
-def _png_mask(path: Path) -> npt.NDArray[np.bool_]:
-    with Image.open(path, formats=("PNG",)) as image:
-        return np.asarray(image.convert("L")) > 0
-
-
-def _mat_size(path: Path) -> Size:
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    for name, shape, _ in _scipy_io().whosmat(path):
-        if name == "segimg_t" and len(shape) == 2:
-            return int(shape[0]), int(shape[1])
-    raise Unusable(Reason.DAMAGED, f"{path} holds no matrix segimg_t")
-
-
-def _mat_mask(path: Path) -> npt.NDArray[np.bool_]:
-    values = np.asarray(_scipy_io().loadmat(path, variable_names=["segimg_t"])["segimg_t"])
-    if values.dtype.kind not in "biuf":
-        raise Unusable(Reason.DAMAGED, f"segimg_t of {path} is not a matrix of numbers")
-    return values == 0
-
-
-def _scipy_io() -> Any:
-    try:
-        import scipy.io
-    except ImportError as fault:
-        raise RefsegError("masks in .mat files need SciPy; install it with: pip install 'refseg[data]'") from fault
-    return scipy.io
-
-
-def _turned(mask: npt.NDArray[np.bool_], orientation: int) -> npt.NDArray[np.bool_]:
+def _turned(mask: Mask, orientation: int) -> Mask:
     """A mask (H, W) of stored pixels, turned as its photograph is for display."""
     image = Image.fromarray(mask.astype(np.uint8))
     image.getexif()[_ORIENTATION] = orientation
