@@ -48,6 +48,35 @@ def test_annotations_give_expressions_for_the_photographs_beside_them(tmp_path):
     assert {row.split for row in rows} == {"mine/val"}
 
 
+def test_typed_sentences_join_the_generated_ones_of_their_photographs(tmp_path):
+    path = rendered.render(tmp_path / "mine/val", 3)
+    first = json.loads(path.read_text())["annotations"][0]
+    typed = tmp_path / "typed.jsonl"
+    sentences = [(first["image_id"], [first["id"]], "that there"), (first["image_id"], [], "an elephant")]
+    typed.write_text("".join(
+        json.dumps({"image_id": photo, "annotations": ids, "expression": text}) + "\n" for photo, ids, text in sentences
+    ))  # fmt: skip
+    generated = sources.load_rows(str(path), per_photo=5)
+    rows = sources.load_rows(f"{path}+{typed}", per_photo=5)
+    assert rows[: len(generated)] == generated
+    assert [(row.expression, row.kind) for row in rows[len(generated) :]] == [
+        ("that there", "typed"), ("an elephant", "nothing"),
+    ]  # fmt: skip
+    assert {row.split for row in rows} == {"mine/val"}
+    by_photo = {group[0].image_id: group for group in by_photograph(rows)}
+    assert len(by_photo) == 3
+    assert {"that there", "an elephant"} < {row.expression for row in by_photo[first["image_id"]]}
+
+
+@pytest.mark.parametrize("spec", ["{path}+", "{path}+missing.jsonl", "missing.json+{typed}", "{path}+{typed}.csv"])
+def test_sentences_that_are_not_there(tmp_path, spec):
+    path = rendered.render(tmp_path / "s", 1)
+    typed = tmp_path / "typed.jsonl"
+    typed.write_text("")
+    with pytest.raises(RefsegError, match=r"NAME\.json\+SENTENCES\.jsonl"):
+        sources.load_rows(spec.format(path=path, typed=typed))
+
+
 def test_the_seed_decides_the_expressions():
     def texts(seed):
         return [row.expression for row in sources.load_rows("scenes:3", seed=seed)]

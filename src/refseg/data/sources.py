@@ -8,6 +8,7 @@ from pathlib import Path
 
 from refseg.data import rendered
 from refseg.data.expressions.generate import generate
+from refseg.data.expressions.typed import typed_rows
 from refseg.data.published.audit import count, skip_lines
 from refseg.data.published.catalogue import DATASETS, Dataset, find_dataset
 from refseg.data.published.refer import read_refer
@@ -19,7 +20,8 @@ from refseg.errors import RefsegError
 _log = logging.getLogger(__name__)
 
 _ACCEPTED = (
-    "give a table NAME.jsonl, COCO-format annotations NAME.json with the photographs in images/ beside it, "
+    "give a table NAME.jsonl, COCO-format annotations NAME.json with the photographs in images/ next to it, "
+    "NAME.json+SENTENCES.jsonl to add typed sentences, "
     f"DATASET:SPLIT such as unc:val (DATASET is one of {', '.join(DATASETS)}), or scenes:COUNT or scenes:COUNT:SEED"
 )
 
@@ -27,10 +29,12 @@ _ACCEPTED = (
 def load_rows(spec: str, *, per_photo: int = 40, seed: int = 0) -> list[Row]:
     """The rows that `spec` names.
 
-    `NAME.jsonl` is read as it stands. For `NAME.json` (COCO format, photographs in `images/` beside it) and
+    `NAME.jsonl` is read as it stands. For `NAME.json` (COCO format, photographs in `images/` next to it) and
     for `scenes:COUNT[:SEED]` at most `per_photo` expressions of each photograph are generated with `seed`;
-    their split is the last two folders' names ("photos-coco/val") or "scenes". Scenes are rendered once into
-    `$REFSEG_CACHE` or, where that is not set, the user's cache folder; SEED is 0 unless given.
+    their split is the last two folders' names ("photos-coco/val") or "scenes". `NAME.json+SENTENCES.jsonl` adds
+    all the sentences that people typed for these photographs (see `typed_rows`), with the same split.
+    Scenes are rendered once into `$REFSEG_CACHE` or, if that is not set, the user's cache folder; SEED is 0 unless
+    given.
     `unc:val`, `unc+:testA`, `gref-umd:test`, `gref-google:val`, `referit:test` and the like are the published
     splits, from the copy under `$REFSEG_DATA`; what of them cannot be used is logged.
     Raises RefsegError if `spec` is none of these, a file is missing, or no expression results.
@@ -40,13 +44,12 @@ def load_rows(spec: str, *, per_photo: int = 40, seed: int = 0) -> list[Row]:
         rows = list(generate(_scenes(spec), seed=seed, per_photo=per_photo, split="scenes"))
     elif Path(spec).suffix not in (".jsonl", ".json") and _is_dataset(name):
         rows = _published(find_dataset(name), split)
+    elif ".json+" in spec:
+        annotations, _, sentences = spec.partition("+")
+        rows = _annotated(_file(annotations), per_photo, seed, _file(sentences))
     else:
-        path = Path(spec).expanduser()
-        if path.suffix not in (".jsonl", ".json"):
-            raise RefsegError(f"{spec!r} names no data; {_ACCEPTED}")
-        if not path.is_file():
-            raise RefsegError(f"there is no file {spec}; {_ACCEPTED}")
-        rows = read_table(path) if path.suffix == ".jsonl" else _generated(path, per_photo, seed)
+        path = _file(spec)
+        rows = read_table(path) if path.suffix == ".jsonl" else _annotated(path, per_photo, seed)
     if not rows:
         raise RefsegError(f"{spec} yields no expressions; it needs photographs with annotated segments")
     return rows
@@ -118,12 +121,23 @@ def _published(dataset: Dataset, split: str) -> list[Row]:
     return rows
 
 
-def _generated(path: Path, per_photo: int, seed: int) -> list[Row]:
+def _file(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.suffix not in (".jsonl", ".json"):
+        raise RefsegError(f"{name!r} names no data; {_ACCEPTED}")
+    if not path.is_file():
+        raise RefsegError(f"there is no file {name}; {_ACCEPTED}")
+    return path
+
+
+def _annotated(path: Path, per_photo: int, seed: int, sentences: Path | None = None) -> list[Row]:
+    """Generated rows of an instance file, and behind them those of the typed sentences where there are any."""
     images = path.parent / "images"
     if not images.is_dir():
-        raise RefsegError(f"{path} has no folder images/ beside it; put the photographs there")
+        raise RefsegError(f"{path} has no folder images/ next to it; put the photographs there")
     split = "/".join(path.resolve().parent.parts[-2:])
-    return list(generate(path, images, seed=seed, per_photo=per_photo, split=split))
+    rows = list(generate(path, images, seed=seed, per_photo=per_photo, split=split))
+    return rows if sentences is None else rows + list(typed_rows(path, sentences, images, split=split))
 
 
 def _scenes(spec: str) -> Path:

@@ -33,7 +33,10 @@ class Row:
     label: str = ""
     """The referent's category as the annotation names it; empty where there is none."""
     kind: str = ""
-    """What the expression relies on: category, colour, position, size, ordinal, relation, stuff, several, typed."""
+    """What the expression relies on: category, colour, position, size, ordinal, relation, stuff, several, …
+
+    "typed" for one that a person typed, "nothing" for one that means nothing in its photograph.
+    """
     siblings: int = 0
     """How many other segments of the photograph carry the referent's label."""
     split: str = ""

@@ -87,6 +87,16 @@ def test_a_sentence_means_its_segments_together(instances: Path) -> None:
     assert rows["the cup"].image == instances.parent / "images/8.png"
 
 
+def test_a_sentence_without_annotations_means_nothing(instances: Path) -> None:
+    lines = write(instances, say(7, [2], "right cup"), say(7, [], "the elephant"), say(8, [], "two cups"))
+    rows = {row.expression: row for row in typed_rows(instances, lines, split="val")}
+    for expression, photo in {"the elephant": 7, "two cups": 8}.items():
+        row = rows[expression]
+        assert row.mask().shape == (SIDE, SIDE) and not row.mask().any()
+        assert (row.image_id, row.kind, row.segment_ids, row.label, row.siblings) == (photo, "nothing", (), "", 0)
+    assert rows["right cup"].kind == "typed" and rows["right cup"].mask().any()
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -94,7 +104,6 @@ def test_a_sentence_means_its_segments_together(instances: Path) -> None:
         (say("7", [1], "cup"), ["id '7'"]),
         (say(7, [1, 4], "cups"), ["no segment 4", "1, 2, 3"]),
         (say(7, [1], "  "), ["'expression' is empty"]),
-        (say(7, [], "cup"), ["'annotations' is empty"]),
         (say([7], [1], "cup"), ["image_id is neither"]),
         ('{"image_id": 7, "expression": "cup"}', ["'annotations'", "write for example"]),
         ("[1]", ["no sentence"]),

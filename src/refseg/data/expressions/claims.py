@@ -17,7 +17,7 @@ from refseg.data.expressions.geometry import Segment
 from refseg.data.expressions.lexicon import CARRIED, LONG, SUPPORTS, SURROUNDINGS, TALL, UPRIGHT, WORN
 from refseg.data.expressions.names import Name, anything, hypernyms
 from refseg.data.expressions.phrases import Speaker
-from refseg.data.expressions.segments import Scene
+from refseg.data.expressions.segments import SegmentedPhoto
 
 Claim = Callable[[Segment], int]
 
@@ -35,7 +35,7 @@ class Sentence:
 class Subject:
     """A segment, what it is called, and the others that could be called the same."""
 
-    scene: Scene
+    photo: SegmentedPhoto
     speaker: Speaker
     segment: Segment
     name: Name
@@ -62,54 +62,54 @@ class Subject:
             parts["colour"] = self.speaker.colour(self.colour)
         if kind in ("category", "colour", "position") and (self.segment.stuff or self.segment.label == "skin"):
             kind = "stuff"
-        worn = self.segment.label in WORN and self.scene.count["person"] <= 1
+        worn = self.segment.label in WORN and self.photo.count["person"] <= 1
         return Sentence(kind, (self.segment,), self.speaker.say(forms, self.name, parts, worn=worn))
 
     def labels(self) -> set[str]:
         return {self.segment.label, *(other.label for other in self.others)}
 
 
-def sentences(scene: Scene, draw: random.Random) -> Iterator[Sentence]:
-    """True and unambiguous sentences about a scene; the same scene and draw give the same sentences."""
+def sentences(photo: SegmentedPhoto, draw: random.Random) -> Iterator[Sentence]:
+    """True and unambiguous sentences about a photograph; the same photograph and draw give the same sentences."""
     speaker = Speaker(draw)
-    anchors = _anchors(scene, speaker)
-    for segment in scene.segments:
+    anchors = _anchors(photo, speaker)
+    for segment in photo.segments:
         if segment.tiny or segment.crowd:
             continue
-        for _ in range(4 if scene.count[segment.label] > 1 else 1):
-            for name in [*_own_names(scene, speaker, segment), *_broad_names(scene, speaker, segment)]:
-                yield from _about(_subject(scene, speaker, segment, name), anchors)
-    yield from _several(scene, speaker)
+        for _ in range(4 if photo.count[segment.label] > 1 else 1):
+            for name in [*_own_names(photo, speaker, segment), *_broad_names(photo, speaker, segment)]:
+                yield from _about(_subject(photo, speaker, segment, name), anchors)
+    yield from _several(photo, speaker)
 
 
-def _subject(scene: Scene, speaker: Speaker, segment: Segment, name: Name) -> Subject:
-    others = tuple(one for one in scene.candidates(name) if one is not segment)
-    return Subject(scene, speaker, segment, name, others)
+def _subject(photo: SegmentedPhoto, speaker: Speaker, segment: Segment, name: Name) -> Subject:
+    others = tuple(other for other in photo.candidates(name) if other is not segment)
+    return Subject(photo, speaker, segment, name, others)
 
 
-def _own_names(scene: Scene, speaker: Speaker, segment: Segment) -> list[Name]:
+def _own_names(photo: SegmentedPhoto, speaker: Speaker, segment: Segment) -> list[Name]:
     """One or two of the segment's own names, the plainest most often."""
-    own = scene.names(segment)
-    drawn = speaker.draw.sample(own[:1] * 2 + own, 2) if own else []
+    names_here = photo.names(segment)
+    drawn = speaker.draw.sample(names_here[:1] * 2 + names_here, 2) if names_here else []
     return list({name.word: name for name in drawn}.values())
 
 
-def _broad_names(scene: Scene, speaker: Speaker, segment: Segment) -> Iterator[Name]:
+def _broad_names(photo: SegmentedPhoto, speaker: Speaker, segment: Segment) -> Iterator[Name]:
     """Now and then a word for a whole class ("vehicle"), for anything, or none at all."""
     for name in hypernyms(segment.label):
-        if speaker.draw.random() < 0.3 and scene.usable(name):
+        if speaker.draw.random() < 0.3 and photo.usable(name):
             yield name
     name = speaker.draw.choice(anything())
-    if speaker.draw.random() < 0.4 and scene.usable(name) and not segment.stuff and segment.label != "skin":
+    if speaker.draw.random() < 0.4 and photo.usable(name) and not segment.stuff and segment.label != "skin":
         yield name
-    if (row := _row(scene)) and segment.label in row:
+    if (row := _row(photo)) and segment.label in row:
         yield Name("", "", "one", row, row)
 
 
-def _row(scene: Scene) -> frozenset[str]:
+def _row(photo: SegmentedPhoto) -> frozenset[str]:
     """The one label of which there are three or more while all other things are single: "2nd from left" counts it."""
-    many = [label for label, count in scene.count.items() if count > 1]
-    placed = not scene.unplaced and len(many) == 1 and scene.count[many[0]] > 2
+    many = [label for label, count in photo.count.items() if count > 1]
+    placed = not photo.unplaced and len(many) == 1 and photo.count[many[0]] > 2
     return frozenset(many) if placed else frozenset()
 
 
@@ -137,9 +137,9 @@ def _colour_claims(subject: Subject) -> Iterator[tuple[str, dict[str, str], Clai
     segment, speaker = subject.segment, subject.speaker
     colour = segment.colours.name()
     if colour and segment.label not in ("person", "skin"):
-        yield phrases.COLOURED, {"c": speaker.colour(colour)}, lambda one: one.colours.truth(colour)
+        yield phrases.COLOURED, {"c": speaker.colour(colour)}, lambda other: other.colours.truth(colour)
     if segment.torso is not None and (dress := segment.torso.name()) in _DRESS_COLOURS and subject.name.word:
-        yield phrases.DRESSED, {"c": dress}, lambda one: _dressed_in(one, dress)
+        yield phrases.DRESSED, {"c": dress}, lambda other: _dressed_in(other, dress)
 
 
 # The colours that skin and hair, which share the upper body with the clothes, do not have.
@@ -153,7 +153,7 @@ def _dressed_in(person: Segment, colour: str) -> int:
 
 
 def _region_claim(region: str) -> Claim:
-    return lambda one: geometry.in_region(one, region)
+    return lambda segment: geometry.in_region(segment, region)
 
 
 def _told_apart(subject: Subject) -> Iterator[Sentence]:
@@ -178,8 +178,8 @@ def _told_apart(subject: Subject) -> Iterator[Sentence]:
                 yield subject.say("position" if subject.others else "colour", place.replace("{n}", "{c} {n}"), **parts)
 
 
-def _both(one: Claim, two: Claim) -> Claim:
-    return lambda segment: min(one(segment), two(segment))
+def _both(first: Claim, second: Claim) -> Claim:
+    return lambda segment: min(first(segment), second(segment))
 
 
 # ---------------------------------------------------------------- comparison with the others
@@ -228,9 +228,9 @@ def _counted(subject: Subject) -> Iterator[Sentence]:
 
 _SIZE_JUDGES: dict[str, tuple[Callable[[Segment, Segment], int], frozenset[str] | None]] = {
     "largest": (geometry.larger, None),
-    "smallest": (lambda one, other: geometry.larger(other, one), None),
+    "smallest": (lambda segment, other: geometry.larger(other, segment), None),
     "tallest": (geometry.taller, TALL),
-    "shortest": (lambda one, other: geometry.taller(other, one), TALL),
+    "shortest": (lambda segment, other: geometry.taller(other, segment), TALL),
     "longest": (geometry.taller, LONG),
 }
 """Each judgement, and the labels that it makes sense for."""
@@ -299,14 +299,14 @@ def _denied(subject: Subject) -> Iterator[Sentence]:
 # ---------------------------------------------------------------- relations
 
 
-def _anchors(scene: Scene, speaker: Speaker) -> list[tuple[Segment, str]]:
+def _anchors(photo: SegmentedPhoto, speaker: Speaker) -> list[tuple[Segment, str]]:
     """Segments that a relation can lean on, each with words that single it out."""
     found = []
-    for segment in scene.segments:
+    for segment in photo.segments:
         if segment.tiny or segment.crowd or segment.area < 0.001 or segment.label == "skin":
             continue
-        for name in _own_names(scene, speaker, segment)[:2]:
-            subject = _subject(scene, speaker, segment, name)
+        for name in _own_names(photo, speaker, segment)[:2]:
+            subject = _subject(photo, speaker, segment, name)
             article = speaker.pick("the |the |" if name.number == "one" else "the ||")
             if (told := _adjective(subject)) is not None:
                 found.append((segment, article + told + name.word))
@@ -328,14 +328,14 @@ def _adjective(subject: Subject) -> str | None:
 
 
 def _related(subject: Subject, anchors: list[tuple[Segment, str]]) -> Iterator[Sentence]:
-    scene, draw = subject.scene, subject.speaker.draw
+    photo, draw = subject.photo, subject.speaker.draw
     usable = [
         (anchor, words)
         for anchor, words in anchors
         if anchor is not subject.segment and not subject.name.could_mean(anchor.label)
     ]
     for anchor, words in draw.sample(usable, min(8, len(usable))):
-        for relation, claim in _relations(scene, anchor):
+        for relation, claim in _relations(photo, anchor):
             if subject.singles_out(claim):
                 yield subject.say("relation", phrases.RELATIONS[relation], a=words)
         if subject.presumed and not any(other.crowd for other in subject.others):
@@ -343,43 +343,43 @@ def _related(subject: Subject, anchors: list[tuple[Segment, str]]) -> Iterator[S
                 yield subject.say("relation", phrases.RELATIONS["closest"], a=words)
             if len(subject.others) < 4 and geometry.farthest_from(subject.segment, subject.others, anchor):
                 yield subject.say("relation", phrases.RELATIONS["farthest"], a=words)
-    for (one, words), (two, more) in combinations(draw.sample(usable, min(5, len(usable))), 2):
-        if one is not two and subject.singles_out(_between(one, two)):
+    for (first, words), (second, more) in combinations(draw.sample(usable, min(5, len(usable))), 2):
+        if first is not second and subject.singles_out(_between(first, second)):
             yield subject.say("relation", phrases.RELATIONS["between"], a=words, b=more)
 
 
-def _between(one: Segment, two: Segment) -> Claim:
-    return lambda segment: geometry.between(segment, one, two)
+def _between(first: Segment, second: Segment) -> Claim:
+    return lambda segment: geometry.between(segment, first, second)
 
 
-def _relations(scene: Scene, anchor: Segment) -> Iterator[tuple[str, Claim]]:
+def _relations(photo: SegmentedPhoto, anchor: Segment) -> Iterator[tuple[str, Claim]]:
     """What may be claimed of a segment with regard to the anchor."""
 
     def beside(side: str) -> Claim:
-        return lambda one: geometry.beside(one, anchor, side)
+        return lambda segment: geometry.beside(segment, anchor, side)
 
     for side in ("left", "right", "top", "bottom"):
         yield side, beside(side)
     if not anchor.stuff:
-        yield "next", lambda one: geometry.next_to(one, anchor)
+        yield "next", lambda segment: geometry.next_to(segment, anchor)
     if anchor.label in SUPPORTS:
-        yield "ground" if anchor.stuff else "on", lambda one: scene.rests_on(one, anchor)
+        yield "ground" if anchor.stuff else "on", lambda segment: photo.rests_on(segment, anchor)
     if anchor.label in SURROUNDINGS:
-        yield "in", lambda one: scene.lies_in(one, anchor)
+        yield "in", lambda segment: photo.lies_in(segment, anchor)
     if anchor.label in CARRIED:
-        yield "with", lambda one: geometry.belongs_to(anchor, one) if one.label == "person" else 0
+        yield "with", lambda segment: geometry.belongs_to(anchor, segment) if segment.label == "person" else 0
 
 
 # ---------------------------------------------------------------- several
 
 
-def _several(scene: Scene, speaker: Speaker) -> Iterator[Sentence]:
+def _several(photo: SegmentedPhoto, speaker: Speaker) -> Iterator[Sentence]:
     """All of a name, a counted part of them in one place or of one colour, all but one."""
-    for name in _collective_names(scene, speaker):
-        members = scene.candidates(name)
-        if len(members) < 2 or not all(name.is_plain_for(one.label) for one in members):
+    for name in _collective_names(photo, speaker):
+        members = photo.candidates(name)
+        if len(members) < 2 or not all(name.is_plain_for(segment.label) for segment in members):
             continue
-        worn = all(one.label in WORN for one in members) and scene.count["person"] <= 1
+        worn = all(segment.label in WORN for segment in members) and photo.count["person"] <= 1
 
         def say(
             forms: str, referent: Sequence[Segment], name: Name = name, worn: bool = worn, **parts: str
@@ -389,7 +389,7 @@ def _several(scene: Scene, speaker: Speaker) -> Iterator[Sentence]:
 
         yield say(phrases.ALL, members)
         yield say(phrases.ALL, members)
-        if any(one.tiny or one.crowd for one in members):
+        if any(segment.tiny or segment.crowd for segment in members):
             continue
         if len(members) in phrases.ALL_COUNTED:
             yield say(phrases.ALL_COUNTED[len(members)], members)
@@ -399,7 +399,7 @@ def _several(scene: Scene, speaker: Speaker) -> Iterator[Sentence]:
 
 def _parts(speaker: Speaker, members: Sequence[Segment], say: Callable[..., Sentence]) -> Iterator[Sentence]:
     def coloured(colour: str) -> Claim:
-        return lambda one: one.colours.truth(colour)
+        return lambda segment: segment.colours.truth(colour)
 
     claims = [
         (phrases.PLACES[region], _region_claim(region)) for region in ("left", "right", "top", "bottom", "middle")
@@ -407,8 +407,8 @@ def _parts(speaker: Speaker, members: Sequence[Segment], say: Callable[..., Sent
     if members[0].label != "person":
         claims += [(f"{colour} {{n}}|{{n}} that are {colour}", coloured(colour)) for colour in BASIC]
     for forms, claim in claims:
-        truths = [claim(one) for one in members]
-        chosen = [one for one, truth in zip(members, truths, strict=True) if truth == 1]
+        truths = [claim(segment) for segment in members]
+        chosen = [segment for segment, truth in zip(members, truths, strict=True) if truth == 1]
         if 0 in truths or not 2 <= len(chosen) < len(members):
             continue
         yield say(forms, chosen)
@@ -416,19 +416,19 @@ def _parts(speaker: Speaker, members: Sequence[Segment], say: Callable[..., Sent
             number = speaker.pick(phrases.NUMBERS[len(chosen)])
             yield say(speaker.pick(forms).replace("{n}", "{k} {n}"), chosen, k=number)
     for side in ("left", "right"):
-        for one in members if len(members) > 2 else ():
-            rest = [other for other in members if other is not one]
-            if geometry.outermost(one, rest, side) == 1:
+        for segment in members if len(members) > 2 else ():
+            rest = [other for other in members if other is not segment]
+            if geometry.outermost(segment, rest, side) == 1:
                 yield say(phrases.ALL_BUT[side], rest)
 
 
-def _collective_names(scene: Scene, speaker: Speaker) -> list[Name]:
+def _collective_names(photo: SegmentedPhoto, speaker: Speaker) -> list[Name]:
     """Names with a plural; broad ones now and then."""
     found: dict[str, Name] = {}
-    for segment in scene.segments:
-        if scene.count[segment.label] > 1:
-            found |= {name.word: name for name in _own_names(scene, speaker, segment) if name.plural}
+    for segment in photo.segments:
+        if photo.count[segment.label] > 1:
+            found |= {name.word: name for name in _own_names(photo, speaker, segment) if name.plural}
         for name in hypernyms(segment.label):
-            if name.plural and scene.usable(name) and speaker.draw.random() < 0.1:
+            if name.plural and photo.usable(name) and speaker.draw.random() < 0.1:
                 found[name.word] = name
     return list(found.values())

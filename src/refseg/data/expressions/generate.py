@@ -16,7 +16,8 @@ import numpy as np
 
 from refseg.data.expressions.claims import Sentence, sentences
 from refseg.data.expressions.geometry import Segment
-from refseg.data.expressions.segments import Scene, read_scenes
+from refseg.data.expressions.segments import SegmentedPhoto
+from refseg.data.instances import read_instances
 from refseg.data.table import Row
 from refseg.masks import encode_mask
 
@@ -37,30 +38,28 @@ def generate(
     lengths. A photograph's expressions depend on its id, its content and the seed alone. Photographs and segments
     that cannot be used are skipped with a warning. Raises RefsegError where the file is no instance file.
     """
-    for scene, path, image_id in read_scenes(instances, images):
-        yield from _rows(scene, path, image_id, seed, per_photo, split)
+    for photo in map(SegmentedPhoto, read_instances(instances, images)):
+        draw = random.Random(f"{seed}/{photo.image_id}")
+        found = _unambiguous(sentences(photo, draw))
+        yield from rows_of(_choose(found, photo, per_photo, draw), photo, split)
 
 
-def _rows(scene: Scene, path: Path, image_id: int | str, seed: int, per_photo: int, split: str) -> Iterator[Row]:
-    draw = random.Random(f"{seed}/{image_id}")
-    found = _unambiguous(sentences(scene, draw))
-    yield from rows_of(_choose(found, scene, per_photo, draw), scene, path, image_id, split)
-
-
-def rows_of(chosen: Iterable[Sentence], scene: Scene, path: Path, image_id: int | str, split: str) -> Iterator[Row]:
-    """A row for each sentence of one photograph; each referent's mask is encoded once."""
+def rows_of(chosen: Iterable[Sentence], photo: SegmentedPhoto, split: str) -> Iterator[Row]:
+    """A row for each sentence about one photograph; each referent's mask is encoded once."""
     counts: dict[tuple[int, ...], str] = {}
     for sentence in chosen:
         ids = tuple(segment.id for segment in sentence.referent)
         if ids not in counts:
-            counts[ids] = encode_mask(np.logical_or.reduce([segment.mask for segment in sentence.referent]))
+            mask = np.zeros((photo.height, photo.width), dtype=bool)
+            for segment in sentence.referent:
+                mask |= segment.mask
+            counts[ids] = encode_mask(mask)
         labels = {segment.label for segment in sentence.referent}
-        label = labels.pop() if len(labels) == 1 else ""
-        height, width = sentence.referent[0].mask.shape
         yield Row(
-            image=path, image_id=image_id, height=height, width=width, expression=sentence.expression,
-            counts=counts[ids], segment_ids=ids, label=label, kind=sentence.kind,
-            siblings=scene.siblings(sentence.referent), split=split,
+            image=photo.path, image_id=photo.image_id, height=photo.height, width=photo.width,
+            expression=sentence.expression, counts=counts[ids], segment_ids=ids,
+            label=labels.pop() if len(labels) == 1 else "", kind=sentence.kind,
+            siblings=photo.siblings(sentence.referent), split=split,
         )  # fmt: skip
 
 
@@ -75,7 +74,9 @@ def _unambiguous(found: Iterable[Sentence]) -> list[Sentence]:
     return [sentence for expression, sentence in meant.items() if expression not in twice]
 
 
-def _choose(found: Sequence[Sentence], scene: Scene, per_photo: int, draw: random.Random) -> Iterator[Sentence]:
+def _choose(
+    found: Sequence[Sentence], photo: SegmentedPhoto, per_photo: int, draw: random.Random
+) -> Iterator[Sentence]:
     """Draws without replacement: kinds by weight, referents in turn, those with siblings more often."""
     piles: dict[tuple[str, tuple[Segment, ...]], list[Sentence]] = defaultdict(list)
     for sentence in found:
@@ -84,7 +85,7 @@ def _choose(found: Sequence[Sentence], scene: Scene, per_photo: int, draw: rando
     for pile in piles.values():
         draw.shuffle(pile)
     for _ in range(min(per_photo, len(found))):
-        best = max(piles, key=lambda key: _urgency(scene, piles[key][0], kinds, referents) * (0.5 + draw.random()))
+        best = max(piles, key=lambda key: _urgency(photo, piles[key][0], kinds, referents) * (0.5 + draw.random()))
         sentence = piles[best].pop()
         kinds[sentence.kind] += 1
         referents[sentence.referent] += 1
@@ -93,8 +94,10 @@ def _choose(found: Sequence[Sentence], scene: Scene, per_photo: int, draw: rando
         yield sentence
 
 
-def _urgency(scene: Scene, sentence: Sentence, kinds: Counter[str], referents: Counter[tuple[Segment, ...]]) -> float:
-    weight = _SIBLING_WEIGHT if len(sentence.referent) == 1 and scene.siblings(sentence.referent) else 1.0
+def _urgency(
+    photo: SegmentedPhoto, sentence: Sentence, kinds: Counter[str], referents: Counter[tuple[Segment, ...]]
+) -> float:
+    weight = _SIBLING_WEIGHT if len(sentence.referent) == 1 and photo.siblings(sentence.referent) else 1.0
     kind = _KIND_WEIGHTS[sentence.kind] / (1 + kinds[sentence.kind])
     return float(weight * kind / (1 + referents[sentence.referent]))
 

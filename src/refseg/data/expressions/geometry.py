@@ -128,18 +128,18 @@ def in_region(segment: Segment, region: str) -> int:
 _AXES = {"left": (0, 1), "right": (0, -1), "top": (1, 1), "bottom": (1, -1)}
 
 
-def further(one: Segment, other: Segment, side: str) -> int:
-    """Whether `one` lies further towards that side (left, right, top, bottom) than `other`."""
+def further(segment: Segment, other: Segment, side: str) -> int:
+    """Whether `segment` lies further towards that side (left, right, top, bottom) than `other`."""
     axis, sign = _AXES[side]
-    if one.crowd or other.crowd:
-        ends = one.box if one.crowd else other.box
-        point = (other if one.crowd else one).centre[axis]
+    if segment.crowd or other.crowd:
+        ends = segment.box if segment.crowd else other.box
+        point = (other if segment.crowd else segment).centre[axis]
         nearer = 1 if point < ends[axis] - 0.03 else -1 if point > ends[axis + 2] + 0.03 else 0
-        return nearer * sign * (-1 if one.crowd else 1)
-    extent = min(one.box[axis + 2] - one.box[axis], other.box[axis + 2] - other.box[axis])
+        return nearer * sign * (-1 if segment.crowd else 1)
+    extent = min(segment.box[axis + 2] - segment.box[axis], other.box[axis + 2] - other.box[axis])
     margin = max(0.025, 0.22 * extent)
-    by_centroid = sign * (other.centre[axis] - one.centre[axis])
-    by_box = sign * (sum(other.box[axis::2]) - sum(one.box[axis::2])) / 2
+    by_centroid = sign * (other.centre[axis] - segment.centre[axis])
+    by_box = sign * (sum(other.box[axis::2]) - sum(segment.box[axis::2])) / 2
     if min(by_centroid, by_box) > margin:
         return 1
     return -1 if max(by_centroid, by_box) < -margin else 0
@@ -170,32 +170,32 @@ def apart(segment: Segment, others: Sequence[Segment], side: str) -> bool:
     return in_region(segment, side) == 1 and distance > 0.15
 
 
-def larger(one: Segment, other: Segment, ratio: float = 1.45) -> int:
-    """Whether `one` covers clearly more of the photograph."""
-    return graded(one.area / other.area, ratio, 1 / ratio)
+def larger(segment: Segment, other: Segment, ratio: float = 1.45) -> int:
+    """Whether `segment` covers clearly more of the photograph."""
+    return graded(segment.area / other.area, ratio, 1 / ratio)
 
 
-def taller(one: Segment, other: Segment) -> int:
-    """Whether `one` is clearly higher in the photograph, from its foot to its head."""
-    return graded(one.height / other.height, 1.2, 1 / 1.2)
+def taller(segment: Segment, other: Segment) -> int:
+    """Whether `segment` is clearly higher in the photograph, from its foot to its head."""
+    return graded(segment.height / other.height, 1.2, 1 / 1.2)
 
 
-def nearer_to_camera(one: Segment, other: Segment) -> int:
+def nearer_to_camera(segment: Segment, other: Segment) -> int:
     """For things that stand on the ground: lower bottom edge and, as a second witness, no less height."""
-    drop = one.box[3] - other.box[3]
-    margin = max(0.02, 0.25 * min(one.height, other.height))
-    cut = one.box[3] > 0.985 and other.box[3] > 0.985
-    if cut or one.crowd or other.crowd:
+    drop = segment.box[3] - other.box[3]
+    margin = max(0.02, 0.25 * min(segment.height, other.height))
+    cut = segment.box[3] > 0.985 and other.box[3] > 0.985
+    if cut or segment.crowd or other.crowd:
         return 0
-    if drop > margin and one.height >= 0.95 * other.height and one.area >= 1.1 * other.area:
+    if drop > margin and segment.height >= 0.95 * other.height and segment.area >= 1.1 * other.area:
         return 1
-    return -1 if drop < -margin and other.height >= 0.95 * one.height and other.area >= 1.1 * one.area else 0
+    return -1 if drop < -margin and other.height >= 0.95 * segment.height and other.area >= 1.1 * segment.area else 0
 
 
-def _overlap(one: Segment, other: Segment, axis: int) -> float:
+def _overlap(segment: Segment, other: Segment, axis: int) -> float:
     """Shared extent along an axis as a share of the smaller one; negative where they are apart."""
-    low, high = max(one.box[axis], other.box[axis]), min(one.box[axis + 2], other.box[axis + 2])
-    smaller = min(one.box[axis + 2] - one.box[axis], other.box[axis + 2] - other.box[axis])
+    low, high = max(segment.box[axis], other.box[axis]), min(segment.box[axis + 2], other.box[axis + 2])
+    smaller = min(segment.box[axis + 2] - segment.box[axis], other.box[axis + 2] - other.box[axis])
     return (high - low) / smaller
 
 
@@ -213,11 +213,11 @@ def beside(segment: Segment, anchor: Segment, side: str) -> int:
     return -1 if ahead < -0.02 else 0
 
 
-def gap(one: Segment, other: Segment) -> float:
+def gap(segment: Segment, other: Segment) -> float:
     """Distance between the boxes as a share of the photograph's diagonal; 0 where they touch."""
-    height, width = one.mask.shape
-    across = max(0.0, one.box[0] - other.box[2], other.box[0] - one.box[2]) * width
-    down = max(0.0, one.box[1] - other.box[3], other.box[1] - one.box[3]) * height
+    height, width = segment.mask.shape
+    across = max(0.0, segment.box[0] - other.box[2], other.box[0] - segment.box[2]) * width
+    down = max(0.0, segment.box[1] - other.box[3], other.box[1] - segment.box[3]) * height
     return float(np.hypot(across, down) / np.hypot(width, height))
 
 
@@ -233,8 +233,8 @@ def next_to(segment: Segment, anchor: Segment) -> int:
 
 def closest_to(segment: Segment, others: Sequence[Segment], anchor: Segment) -> bool:
     """Whether the segment is clearly nearer the anchor than all others."""
-    own = gap(segment, anchor)
-    return min(gap(other, anchor) for other in others) - own >= max(0.06, 0.6 * own)
+    distance = gap(segment, anchor)
+    return min(gap(other, anchor) for other in others) - distance >= max(0.06, 0.6 * distance)
 
 
 def farthest_from(segment: Segment, others: Sequence[Segment], anchor: Segment) -> bool:
@@ -243,17 +243,17 @@ def farthest_from(segment: Segment, others: Sequence[Segment], anchor: Segment) 
     return gap(segment, anchor) - next_best >= max(0.08, 0.5 * next_best)
 
 
-def between(segment: Segment, one: Segment, other: Segment) -> int:
+def between(segment: Segment, first: Segment, second: Segment) -> int:
     """Between two anchors from left to right, all three on one height."""
-    if one.centre[0] > other.centre[0]:
-        one, other = other, one
+    if first.centre[0] > second.centre[0]:
+        first, second = second, first
     x = segment.centre[0]
-    if any(thing.crowd for thing in (segment, one, other)):
+    if any(thing.crowd for thing in (segment, first, second)):
         return 0
-    level = min(_overlap(segment, one, 1), _overlap(segment, other, 1)) > 0.3
-    if one.box[2] < x < other.box[0] and level and segment.width < 2 * (other.box[0] - one.box[2]):
+    level = min(_overlap(segment, first, 1), _overlap(segment, second, 1)) > 0.3
+    if first.box[2] < x < second.box[0] and level and segment.width < 2 * (second.box[0] - first.box[2]):
         return 1
-    return -1 if x < one.centre[0] - 0.02 or x > other.centre[0] + 0.02 else 0
+    return -1 if x < first.centre[0] - 0.02 or x > second.centre[0] + 0.02 else 0
 
 
 def belongs_to(anchor: Segment, segment: Segment) -> int:

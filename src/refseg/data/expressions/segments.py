@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,29 +13,22 @@ from refseg.data.expressions import geometry
 from refseg.data.expressions.colours import Colours, measure
 from refseg.data.expressions.geometry import Segment
 from refseg.data.expressions.names import Name, names
-from refseg.data.instances import Instance, read_instances
+from refseg.data.instances import AnnotatedPhoto, Instance
 from refseg.masks import Mask
 
 Contact = npt.NDArray[np.float64]
 
 
-def read_scenes(
-    instances: Path, images: Path | None = None, only: Container[Any] | None = None
-) -> Iterator[tuple[Scene, Path, int | str]]:
-    """The segments of each photograph of an instance file, with the photograph's file and id; see `read_instances`."""
-    for photo in read_instances(instances, images, only):
-        segments = [_segment(instance, photo.pixels) for instance in photo.instances]
-        yield Scene(segments, photo.unplaced), photo.path, photo.image_id
+class SegmentedPhoto:
+    """One photograph and its measured segments."""
 
-
-class Scene:
-    """One photograph's segments."""
-
-    def __init__(self, segments: Sequence[Segment], unplaced: frozenset[str] = frozenset()) -> None:
-        """`unplaced`: labels of segments whose masks cannot be used; no name that could mean them is used."""
-        self.segments = tuple(segments)
-        self.unplaced = unplaced
-        self.count = Counter(segment.label for segment in segments)
+    def __init__(self, annotated: AnnotatedPhoto) -> None:
+        self.path, self.image_id = annotated.path, annotated.image_id
+        self.height, self.width = annotated.pixels.shape[:2]
+        self.unplaced = annotated.unplaced
+        """Labels of segments whose masks cannot be used. No name that could mean one of them is used."""
+        self.segments = tuple(_segment(instance, annotated.pixels) for instance in annotated.instances)
+        self.count = Counter(segment.label for segment in self.segments)
         self._index = {segment: index for index, segment in enumerate(self.segments)}
         self._contacts: dict[tuple[Segment, bool], Contact] = {}
 
@@ -77,7 +68,7 @@ class Scene:
     @cached_property
     def _owner(self) -> npt.NDArray[np.int32]:
         """Index of the topmost (smallest) segment at each pixel, (H, W); −1 where there is none."""
-        owner = np.full(self.segments[0].mask.shape, -1, dtype=np.int32)
+        owner = np.full((self.height, self.width), -1, dtype=np.int32)
         for segment in sorted(self.segments, key=lambda segment: -segment.area):
             owner[segment.mask] = self._index[segment]
         return owner
@@ -93,10 +84,10 @@ class Scene:
         for down, across in steps:
             y, x = rows + down, columns + across
             seen = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-            met = self._owner[y[seen], x[seen]]
-            met = met[met != self._index[segment]]
-            shares += np.bincount(met + 1, minlength=len(shares))
-            total += len(met) + int((~seen).sum())
+            neighbours = self._owner[y[seen], x[seen]]
+            neighbours = neighbours[neighbours != self._index[segment]]
+            shares += np.bincount(neighbours + 1, minlength=len(shares))
+            total += len(neighbours) + int((~seen).sum())
         return np.asarray(shares[1:] / max(total, 1))
 
 
