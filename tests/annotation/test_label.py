@@ -375,7 +375,7 @@ def test_ray_writes_the_same_bytes(here, label, tiny_model):
         Image.effect_noise((120, 90), 40).convert("RGB").save(f"photos/{number}.png")
     Path("photos/bad.png").write_bytes(b"")
     assert label(out="local.json")[0] == 1
-    process = start(tiny_model, "--engine", "ray")
+    process = start(tiny_model, "--ray")
     out, err = process.communicate(timeout=900)
     assert process.returncode == 1, err
     assert "bad.png is empty" in err and out.startswith("coco.json: ")
@@ -404,7 +404,7 @@ def test_ray_joins_the_cluster_that_is_named(here, label, tiny_model, monkeypatc
     with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as cluster:
         try:
             monkeypatch.setenv("RAY_ADDRESS", cluster.stdout.readline().strip())
-            process = start(tiny_model, "--engine", "ray")
+            process = start(tiny_model, "--ray")
             _, err = process.communicate(timeout=900)
             assert process.returncode == 0, err
         finally:
@@ -415,5 +415,5 @@ def test_ray_joins_the_cluster_that_is_named(here, label, tiny_model, monkeypatc
 
 def test_ray_that_is_missing_or_unreachable_has_a_cure(label, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    code, _, err = label("--engine", "ray")
+    code, _, err = label("--ray")
     assert code == 2 and 'pip install "refseg[ray]"' in err and len(err.splitlines()) == 1

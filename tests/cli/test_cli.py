@@ -1,15 +1,17 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 
-from refseg.cli import main
+from refseg.cli import ORDER, app, main
 from refseg.cli.arguments import RECIPE_KEYS, sort_arguments, split_overrides
 from refseg.cli.files import Names, slug
 from refseg.errors import RefsegError
@@ -286,18 +288,40 @@ def refseg(*arguments, **options):
     return subprocess.run(line, capture_output=True, text=True, timeout=120, **options)
 
 
-def test_help_and_version_do_not_wait_for_torch():
-    code = "import sys; from refseg.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
+HEAVY = ("torch", "transformers", "matplotlib")
+"""What takes seconds to import and answers no question about a photograph."""
+
+
+@pytest.mark.parametrize("line", [["--help"], ["segment", "--help"], ["serve", "--help"], ["segment", "a.jgp", "dog"]])
+def test_help_and_mistakes_wait_for_nothing_heavy(tmp_path, line):
+    code = f"import sys; from refseg.cli import main; main({line}); print([*{{*{HEAVY}}} & {{*sys.modules}}])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_the_version_is_told():
     assert refseg("--version").stdout.startswith("refseg ")
 
 
-def test_help_of_every_command_has_an_example(capsys):
-    data = ("data expressions", "data scenes", "data prepare", "data verify", "data audit")
-    tools = ("label", "export", "convert deeplab", "figure compare", "figure anchor", "figure attention")
-    for command in ("segment", "train", "evaluate", "score", "report", "calibrate", "demo", *tools, *data):
-        assert main([*command.split(), "--help"]) == 0
-        assert f"  refseg {command} " in capsys.readouterr().out.replace("\n", " \n")
+def test_commands_are_listed_in_the_order_of_work(capsys):
+    order = "demo segment label serve data train evaluate score report calibrate figure bench export convert"
+    assert main(["--help"]) == 0
+    listed = re.findall(r"^  (\w+) {2,}[A-Z]", capsys.readouterr().out, re.MULTILINE)
+    assert listed == order.split()
+    assert [len(commands) for commands in ORDER.values()] == [4, 6, 4]
+
+
+def commands(group, *names):
+    """The names of every command, those of groups before their own."""
+    for name, command in group.commands.items():
+        yield from commands(command, *names, name) if hasattr(command, "commands") else [" ".join((*names, name))]
+
+
+@pytest.mark.parametrize("command", list(commands(typer.main.get_command(app))))
+def test_help_of_every_command_has_an_example(capsys, command):
+    assert main([*command.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(rf"^  refseg {command}( |$)", shown, re.MULTILINE)
 
 
 def test_a_reader_that_hangs_up_is_no_fault(here, tiny_model):

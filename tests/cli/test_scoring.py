@@ -72,7 +72,7 @@ def test_predictions_that_lack_some_are_scored_and_told(run):
 
 
 def test_the_report_card_and_the_swaps(run):
-    code, out, _ = run("evaluate", "tiny", "--data", "scenes:3:5", "--report", "card", "--swaps")
+    code, out, _ = run("evaluate", "tiny", "--data", "scenes:3:5", "--card", "card", "--swaps")
     assert code == 0 and "left and right exchanged: " in out
     assert sorted(path.name for path in Path("card").iterdir()) == ["card.png", "contact.jpg", "report.json"]
     assert read_report(Path("card/report.json")).data == "scenes:3:5"

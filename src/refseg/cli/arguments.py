@@ -1,4 +1,4 @@
-"""What stands on the command line: photographs told from expressions, a recipe from its overrides."""
+"""What several commands share: their options, photographs told from expressions, a recipe from its overrides."""
 
 from __future__ import annotations
 
@@ -7,9 +7,27 @@ import glob
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
 
 from refseg.errors import RefsegError
+
+if TYPE_CHECKING:
+    from refseg.segmenter import Segmenter
+
+SHIPPED = "shipped"
+_MODEL = "A checkpoint's folder or a hub id 'org/name'; 'shipped' is the model inside refseg."
+Model = Annotated[str, typer.Option(help=_MODEL)]
+ModelArgument = Annotated[str, typer.Argument(help=_MODEL)]
+Device = Annotated[str, typer.Option(help="What computes: auto, cpu, cuda, cuda:1 or mps.")]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        help="The probability, between 0 and 1, above which a pixel belongs to the mask. By default the model's.",
+        show_default=False,
+    ),
+]
 
 PHOTO_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".jp2"}
@@ -21,6 +39,13 @@ RECIPE_KEYS = ("base", "start", "start_share", "backbone_weights", "sentences", 
 
 EXAMPLE = 'refseg segment street.jpg "the red bag"'
 Item = TypeVar("Item")
+
+
+def load_model(model: str, device: str, threshold: float | None = None) -> Segmenter:
+    """As `refseg.load`, imported when it is needed: --help loads no engine."""
+    from refseg.segmenter import load
+
+    return load(model, device=device, threshold=threshold)
 
 
 def sort_arguments(

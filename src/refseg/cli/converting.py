@@ -1,4 +1,4 @@
-"""`refseg convert`: other projects' checkpoints made readable here."""
+"""`refseg convert`: checkpoints of other projects, made readable here."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ import typer
 
 from refseg.cli.files import ensure_writable
 
-convert = typer.Typer(no_args_is_help=True, help="Makes other projects' checkpoints readable here.")
+convert = typer.Typer(name="convert", no_args_is_help=True, help="Reads checkpoints of other projects.")
 
 
 @convert.callback()
 def _group() -> None:
-    """With one command alone, typer would leave its name out."""
+    """With only one command, typer would leave its name out."""
 
 
 @convert.command(no_args_is_help=True)
 def deeplab(
-    checkpoint: Annotated[Path, typer.Argument(help="The .pth.tar file of jfzhang95/pytorch-deeplab-xception.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A .pth.tar file of jfzhang95/pytorch-deeplab-xception.")],
     out: Annotated[Path, typer.Option(help="The folder to write, for a recipe's backbone_weights.")],
 ) -> None:
-    """Converts the backbone of DeepLabv3+ (ResNet-101, Pascal VOC), the paper's, to a transformers checkpoint.
+    """Converts the paper's backbone, DeepLabv3+.
 
-    The file is read as tensors and numbers; one that asks for more is refused.
+    It is a ResNet-101 trained on Pascal VOC. The result is a transformers checkpoint.
+    Only tensors and numbers are read. A file that needs more is refused.
 
     \b
     refseg convert deeplab deeplab-resnet.pth.tar --out weights/deeplab-resnet101-voc

@@ -1,4 +1,4 @@
-"""`refseg data prepare`, `verify` and `audit`: the published datasets, from whatever copy the user has."""
+"""`refseg data`: expressions and scenes to train on, and the published datasets from whatever copy the user has."""
 
 from __future__ import annotations
 
@@ -10,31 +10,106 @@ import typer
 from refseg.cli.files import ensure_writable
 from refseg.errors import RefsegError
 
+data = typer.Typer(name="data", no_args_is_help=True, help="Makes data to train on, and reads published datasets.")
+
 Name = Annotated[str, typer.Argument(metavar="DATASET", help="unc, unc+, gref-umd, gref-google or referit.")]
 Root = Annotated[
     Path,
-    typer.Option(envvar="REFSEG_DATA", help="The folder that holds your datasets and photographs."),
+    typer.Option(envvar="REFSEG_DATA", help="The folder with your datasets and photographs."),
 ]
 
 
+@data.command(no_args_is_help=True)
+def expressions(
+    instances: Annotated[Path, typer.Argument(help="Segments in COCO format, for example instances.json.")],
+    out: Annotated[Path, typer.Option(help="The table to write, for example table.jsonl.")],
+    images: Annotated[
+        Path | None,
+        typer.Option(help="The folder of the photographs. By default images/, next to the instances."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another seed chooses other expressions.")] = 0,
+    per_photo: Annotated[int, typer.Option(min=1, help="The most expressions for one photograph.")] = 40,
+    split: Annotated[str, typer.Option(help="A name that every row carries, for example val.")] = "",
+    sentences: Annotated[
+        Path | None,
+        typer.Option(
+            help="Use these sentences and write none: JSON lines with image_id, annotations (ids) and expression."
+        ),
+    ] = None,
+) -> None:
+    """Writes referring expressions for segments that have none.
+
+    Each expression is true of its segment and of no other segment in the photograph.
+    Masks and pixels decide that.
+
+    \b
+    refseg data expressions instances.json --images photos --out table.jsonl
+    refseg data expressions instances.json --sentences typed.jsonl --out table.jsonl
+    """
+    from refseg.data.expressions.generate import generate, statistics
+    from refseg.data.expressions.typed import typed_rows
+    from refseg.data.table import write_table
+
+    ensure_writable(out.parent)
+    if sentences is None:
+        rows = list(generate(instances, images, seed=seed, per_photo=per_photo, split=split))
+    else:
+        rows = list(typed_rows(instances, sentences, images, split=split))
+    if not rows:
+        raise RefsegError(f"{instances} yields no expressions; it needs photographs with labelled segments")
+    write_table(out, rows)
+    counts = statistics(rows)
+    typer.echo(
+        f"{out}: {counts.expressions} expressions of {counts.referents} referents in {counts.photographs} photos"
+    )
+    typer.echo(
+        f"{counts.with_siblings:.0%} of the expressions mean something that has a sibling of its label in the photo"
+    )
+    typer.echo(f"{counts.words_per_expression:.1f} words per expression, {counts.vocabulary} distinct words")
+    for kind, count in counts.kinds.items():
+        typer.echo(f"  {kind:<10}{count:>8}")
+
+
+@data.command(no_args_is_help=True)
+def scenes(
+    out: Annotated[Path, typer.Option(help="The folder to write, for example scenes.")],
+    count: Annotated[int, typer.Option(min=1, help="The number of scenes.")] = 100,
+    seed: Annotated[int, typer.Option(help="Another seed renders other scenes.")] = 0,
+) -> None:
+    """Renders scenes of coloured shapes, with their segments.
+
+    \b
+    refseg data scenes --out scenes --count 500
+    refseg data expressions scenes/instances.json --out scenes/table.jsonl
+    """
+    from refseg.data.rendered import render
+
+    typer.echo(render(out, count, seed))
+
+
+@data.command(no_args_is_help=True)
 def prepare(
     dataset: Name,
     root: Root,
     out: Annotated[
-        Path | None, typer.Option(help="The table to write; by default unc.jsonl or unc-val.jsonl.", show_default=False)
+        Path | None,
+        typer.Option(help="The table to write. By default unc.jsonl or unc-val.jsonl.", show_default=False),
     ] = None,
     split: Annotated[
-        str, typer.Option(help="One split, for example val; by default all, trainval apart.", show_default=False)
+        str,
+        typer.Option(help="Only this split, for example val. By default all but trainval.", show_default=False),
     ] = "",
 ) -> None:
-    """Writes the expression table of a published dataset: one row per expression, with its mask.
+    """Writes a published dataset as a table: one row per expression.
 
-    What cannot be used is counted and listed. Photographs stay where they are; those inside parquet files are
-    unpacked beside the table.
+    Rows that cannot be used are counted and listed.
+    Photographs stay where they are; those inside parquet files are unpacked next to the table.
 
     \b
     refseg data prepare unc --root datasets --out unc.jsonl
     refseg data prepare gref-google --root datasets --split val
+
+    The exit code is 1 if some rows could not be used.
     """
     from refseg.data.published.audit import skip_lines
     from refseg.data.published.catalogue import find_dataset
@@ -66,31 +141,37 @@ def prepare(
         raise typer.Exit(1)
 
 
+@data.command(no_args_is_help=True)
 def verify(dataset: Name, root: Root) -> None:
-    """Compares your copy with the published dataset: files, counts per split, photographs, masks.
+    """Compares your copy of a dataset with the published one.
 
-    Prints what is missing and where to get it. The exit code is 0 only if nothing differs.
+    Looks at files, counts per split, photographs and masks. Prints what is missing and where to get it.
 
     \b
     refseg data verify unc --root datasets
+
+    The exit code is 0 only if nothing differs.
     """
     from refseg.data.published.audit import verify as check
     from refseg.data.published.catalogue import find_dataset
     from refseg.data.sources import cache_folder, read_dataset
 
-    report = check(read_dataset(find_dataset(dataset), root, cache_folder() / "photographs"))
-    typer.echo(report.to_text())
-    if not report.sound:
+    comparison = check(read_dataset(find_dataset(dataset), root, cache_folder() / "photographs"))
+    typer.echo(comparison.to_text())
+    if not comparison.sound:
         raise typer.Exit(1)
 
 
+@data.command(no_args_is_help=True)
 def audit(
-    datasets: Annotated[list[str], typer.Argument(metavar="DATASET...", help="Two datasets or more, or one alone.")],
+    datasets: Annotated[list[str], typer.Argument(metavar="DATASET...", help="One or more datasets.")],
     root: Root,
 ) -> None:
-    """Reports photographs that a training split shares with an evaluation split, within and across datasets.
+    """Lists photographs shared by training and evaluation splits.
 
-    A model trained on the one and scored on the other has seen the answers' photographs. Needs no photographs.
+    Looks within and across datasets.
+    A model that was trained on one and is scored on the other has seen those photographs before.
+    The photographs themselves are not needed.
 
     \b
     refseg data audit unc unc+ gref-umd gref-google --root datasets
@@ -107,7 +188,8 @@ def audit(
     typer.echo(
         f"{'trained on':<20}{'scored on':<18}{'shared photographs':>18}{'of those scored':>17}{'expressions':>13}"
     )
-    for one in found:
+    for overlap in found:
         typer.echo(
-            f"{one.training:<20}{one.evaluation:<18}{len(one.photographs):>18,}{one.share:>17.1%}{one.expressions:>13,}"
+            f"{overlap.training:<20}{overlap.evaluation:<18}{len(overlap.photographs):>18,}"
+            f"{overlap.share:>17.1%}{overlap.expressions:>13,}"
         )

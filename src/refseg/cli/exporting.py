@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from refseg.cli.arguments import SHIPPED, ModelArgument, load_model
 from refseg.cli.files import ensure_writable
-from refseg.cli.segmenting import SHIPPED, ModelArgument, load_model
 
 
 class Format(StrEnum):
@@ -29,20 +29,21 @@ class Precision(StrEnum):
 def export(
     out: Annotated[Path, typer.Option(help="The folder to write, for example exported.")],
     model: ModelArgument = SHIPPED,
-    format: Annotated[Format, typer.Option(help="ONNX, or OpenVINO's own.")] = Format.ONNX,
+    format: Annotated[Format, typer.Option(help="The format of the graphs.")] = Format.ONNX,
     precision: Annotated[
-        Precision, typer.Option(help="int8 stores weights in 8 bits; ONNX alone.")
+        Precision, typer.Option(help="How weights are stored. int8 takes 8 bits each and needs ONNX.")
     ] = Precision.FLOAT32,
 ) -> None:
-    """Writes a model as two graphs that run without refseg and without PyTorch.
+    """Writes a model as graphs that run without refseg and PyTorch.
 
     \b
     refseg export --out exported
     refseg export runs/mine --out exported --precision int8
     python examples/onnx_only.py street.jpg "the red bag" --model exported --out mask.png
 
-    image_encoder runs once per photograph, expression_decoder on its expressions; preprocessing.json says what
-    stands around them, and tokenizer.json is the vocabulary. docs/export.md explains both.
+    image_encoder runs once per photograph, expression_decoder once per batch of expressions.
+    preprocessing.json describes the steps before and after, tokenizer.json is the vocabulary.
+    docs/export.md explains both.
     """
     from refseg.engines.export import export as write
 

@@ -1,4 +1,4 @@
-"""`refseg figure`: the paper's figures 4 to 7, with any model and photograph."""
+"""`refseg figure`: the paper's figures 4 to 7, for any model and photograph."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from refseg.cli.arguments import SHIPPED, Device, Model, load_model
 from refseg.cli.files import ensure_writable
-from refseg.cli.segmenting import SHIPPED, Device, Model, load_model
 from refseg.errors import RefsegError
 
 if TYPE_CHECKING:
@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from refseg.segmentation import Segmentation
     from refseg.segmenter import EncodedPhoto
 
-figure = typer.Typer(no_args_is_help=True, help="Draws a paper's figures: models, sentences and attention.")
+figure = typer.Typer(
+    name="figure", no_args_is_help=True, help="Draws figures for a paper: models, sentences, attention."
+)
 
 Photo = Annotated[Path, typer.Argument(help="A photograph.", show_default=False)]
 Out = Annotated[
-    Path, typer.Option(help="The figure to write, .png or .svg; 3.3 inches wide, as a column.", show_default=False)
+    Path,
+    typer.Option(help="The figure to write, .png or .svg. It is one column (3.3 inches) wide.", show_default=False),
 ]
 
 
@@ -36,33 +39,35 @@ def compare(
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(help="A model, or NAME=MODEL with the name to print; repeat it.", show_default="shipped"),
+        typer.Option(help="A model, or NAME=MODEL to print another name. Repeat it.", show_default="shipped"),
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(help="In place of a photograph: data as for `refseg evaluate`.", show_default=False),
+        typer.Option(help="Data as for `refseg evaluate`, in place of a photograph.", show_default=False),
     ] = None,
     row: Annotated[
         list[int] | None,
-        typer.Option(min=0, help="… and the number of a row of it, from 0; repeat it.", show_default=False),
+        typer.Option(min=0, help="The number of a row of that data, from 0. Repeat it.", show_default=False),
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Several models side by side, a row for each sentence (figures 4 and 5).
+    """Draws several models side by side, one row per sentence (figures 4 and 5 of the paper).
 
     \b
-    refseg figure compare street.jpg "the red bag" --model Baseline=runs/baseline --model SHNet=runs/shnet --out 4.svg
-    refseg figure compare --data unc:val --row 17 --row 204 --model HCAM=runs/only-hcam --model SHNet=runs/shnet \\
-        --out 5.png
+    refseg figure compare street.jpg "the red bag" --out 4.svg \\
+        --model Baseline=runs/baseline --model SHNet=runs/shnet
+    refseg figure compare --data unc:val --row 17 --row 204 --out 5.png \\
+        --model HCAM=runs/only-hcam --model SHNet=runs/shnet
 
-    The first column is the photograph or, with rows, the true mask. Rows count as in a report of `refseg evaluate`.
+    The first column is the photograph. With --row it is the true mask.
+    Rows have the numbers that a report of `refseg evaluate` gives them.
     """
     from refseg.words import clean_expression
 
     rows = _rows(data or [], row or [], photo)
     if not rows and (photo is None or not expressions):
         raise RefsegError("there is nothing to compare on; give a photograph and a sentence, or --data and --row")
-    asked = [(one.image, one.expression) for one in rows]
+    asked = [(known.image, known.expression) for known in rows]
     asked += [(photo, sentence) for sentence in expressions or [] if photo]
     asked = [(file, clean_expression(sentence)) for file, sentence in asked]
     _check(out, [file for file, _ in asked])
@@ -72,11 +77,11 @@ def compare(
     for name, place in _names(model or [SHIPPED]).items():
         segmenter = load_model(place, device)
         encoded = {file: segmenter.encode(file) for file in dict.fromkeys(file for file, _ in asked)}
-        for one in rows:
-            _check_size(one, encoded[one.image])
+        for known in rows:
+            _check_size(known, encoded[known.image])
         answers[name] = [segmenter.segment(encoded[file], [sentence])[0] for file, sentence in asked]
         _tell(answers[name], f"{name}: ")
-    _write(figures.compare(answers, [one.mask() for one in rows] if rows else None), out)
+    _write(figures.compare(answers, [known.mask() for known in rows] if rows else None), out)
 
 
 @figure.command(no_args_is_help=True)
@@ -87,7 +92,7 @@ def anchor(
     model: Model = SHIPPED,
     device: Device = "auto",
 ) -> None:
-    """One photograph and what each of several sentences finds in it (figure 6).
+    """Draws what each of several sentences finds in one photograph (figure 6).
 
     \b
     refseg figure anchor street.jpg "the red bag" "the left shoe" "her hair" --out anchor.svg
@@ -108,16 +113,16 @@ def attention(
     photo: Photo,
     expression: Annotated[str, typer.Argument(help="A sentence about it.", show_default=False)],
     out: Out,
-    level: Annotated[int, typer.Option(min=2, max=4, help="The visual level: 2 is the finest, 4 the deepest.")] = 4,
+    level: Annotated[int, typer.Option(min=2, max=4, help="The visual level. 2 is the finest, 4 the deepest.")] = 4,
     layer: Annotated[
-        int | None, typer.Option(min=1, help="SFM's layer, from 1; by default the last.", show_default=False)
+        int | None, typer.Option(min=1, help="The layer of SFM, from 1. By default the last.", show_default=False)
     ] = None,
     model: Model = SHIPPED,
     device: Device = "auto",
 ) -> None:
-    """What attends to what inside SFM: pixel–pixel, word–word, and each word's map (figure 7).
+    """Draws what attends to what inside SFM: pixels, words, and a map for each word (figure 7).
 
-    Attention is the mean of the heads: by which weights pixels and words reach each other, not why a mask is as it is.
+    Attention is the mean over the heads. It shows how pixels and words are weighted, not why a mask is as it is.
 
     \b
     refseg figure attention street.jpg "the shoe on the left" --out attention.svg
@@ -145,7 +150,7 @@ def attention(
 
 
 def _rows(data: Sequence[str], numbers: Sequence[int], photo: Path | None) -> list[Row]:
-    """The rows of those numbers, counted through all the data."""
+    """The rows with these numbers, counted through all the data."""
     if not data and not numbers:
         return []
     if photo is not None or not data or not numbers:
@@ -189,12 +194,12 @@ def _check_size(row: Row, encoded: EncodedPhoto) -> None:
     if encoded.size != (row.height, row.width):
         raise RefsegError(
             f"{row.image} is {encoded.size} but its row says {(row.height, row.width)}; "
-            "make the table anew from the photographs as displayed"
+            "write the table again from the photographs as displayed"
         )
 
 
 def _tell(answers: Sequence[Segmentation], who: str = "") -> None:
-    """What a reader of the figure would not see: words that the model does not know or did not read."""
+    """Prints what the figure does not show: words that the model does not know or did not read."""
     for answer in answers:
         if answer.unknown_words:
             words = ", ".join(f"'{word}'" for word in answer.unknown_words)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refseg.cli.arguments import PHOTO_SUFFIXES
+from refseg.cli.arguments import PHOTO_SUFFIXES, SHIPPED, Device, Model, Threshold, load_model
 from refseg.cli.files import ensure_writable
-from refseg.cli.segmenting import SHIPPED, Device, Model, Threshold, load_model
 from refseg.errors import RefsegError
 
 if TYPE_CHECKING:
@@ -23,45 +21,39 @@ if TYPE_CHECKING:
     from refseg.annotation.label import Skipped
 
 
-class EngineName(StrEnum):
-    """Where the photographs are computed."""
-
-    LOCAL = "local"
-    RAY = "ray"
-
-
 def label(
-    photos: Annotated[Path, typer.Argument(help="A folder of photographs, with the folders in it.")],
+    photos: Annotated[Path, typer.Argument(help="A folder of photographs. Folders inside it are read too.")],
     expressions: Annotated[
         Path,
-        typer.Option(help="What to look for: a text, one expression a line, or a CSV (see below)."),
+        typer.Option(help="What to look for: a text file with one expression per line, or a CSV (see below)."),
     ],
     out: Annotated[Path, typer.Option(help="The COCO file to write, for example coco.json.")],
-    min_score: Annotated[float, typer.Option(min=0, max=1, help="Leave out answers whose score is lower.")] = 0.0,
+    min_score: Annotated[float, typer.Option(min=0, max=1, help="Leave out answers with a lower score.")] = 0.0,
     found: Annotated[
-        bool, typer.Option("--found", help="Leave out what the model believes is not in the photograph.")
+        bool, typer.Option("--found", help="Leave out answers that the model believes are not in the photograph.")
     ] = False,
-    engine: Annotated[
-        EngineName, typer.Option(help="local: here, one after the other; ray: a process per core or GPU, or a cluster.")
-    ] = EngineName.LOCAL,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Use Ray: one process per core or GPU, on this machine or on a cluster.")
+    ] = False,
     model: Model = SHIPPED,
     device: Device = "auto",
     threshold: Threshold = None,
 ) -> None:
-    """Labels a folder of photographs into a COCO file.
+    """Labels a folder of photographs and writes one COCO file.
 
     \b
     refseg label photos --expressions things.txt --out coco.json
     refseg label photos --expressions things.csv --out coco.json --min-score 0.5
-    RAY_ADDRESS=head:6379 refseg label photos --expressions things.txt --out coco.json --engine ray
+    refseg label photos --expressions things.txt --out coco.json --ray
 
-    A CSV has the columns expression and category, several expressions to a category if need be; its first line may
-    name the columns, and then also photo, a file of the folder in which alone to look.
+    A CSV has the columns expression and category. Several expressions may share a category.
+    Its first line may name the columns. A column photo then limits a line to that file of the folder.
 
-    Every answer is kept beside the output (coco.labels.jsonl) as soon as it is there: after an interruption the same
-    line goes on where it was, and another --min-score costs no computing.
+    Finished photographs are kept next to the output, in coco.labels.jsonl.
+    After an interruption, the same command continues where it stopped.
+    Another --min-score computes nothing again.
 
-    Exit code 0: all done; 1: some photographs could not be read and were skipped; 2: nothing could be done.
+    The exit code is 1 if some photographs could not be read and were skipped, and 2 if nothing could be done.
     """
     names = _photographs(photos)
     ensure_writable(out.parent)
@@ -80,7 +72,7 @@ def label(
         raise RefsegError("this model does not say what it has found; leave --found out, or see refseg calibrate")
     made_by = identity(segmenter)
     compute = one_after_the_other(segmenter, photos)
-    if engine is EngineName.RAY:
+    if ray:
         from refseg.annotation.ray import over_ray
 
         compute = over_ray(partial(load_model, model, device, threshold), photos, made_by, device != "cpu")
@@ -96,7 +88,7 @@ def label(
 
 
 def _photographs(folder: Path) -> list[str]:
-    """The photographs in a folder and below, relative to it; hidden files and folders are passed over."""
+    """The photographs in a folder and below it, relative to it. Hidden files and folders are left out."""
     if not folder.is_dir():
         raise RefsegError(f"there is no folder {folder}; give the folder that holds the photographs")
     names = []
@@ -114,7 +106,7 @@ def _photographs(folder: Path) -> list[str]:
 
 
 def _follow(outcomes: Iterable[Record | Skipped], total: int, finished: int) -> int:
-    """Shows a bar and what was skipped, which it counts."""
+    """Shows a progress bar and what was skipped. Returns how many were skipped."""
     from tqdm import tqdm
 
     from refseg.annotation.label import Skipped

@@ -1,4 +1,4 @@
-"""`refseg evaluate`, `score`, `report` and `calibrate`: what a model is worth, and what its own word is worth."""
+"""`refseg evaluate`, `score`, `report` and `calibrate`: how good a model is, and what its own score means."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from refseg.cli.arguments import Device, ModelArgument, load_model
 from refseg.cli.files import ensure_writable
-from refseg.cli.segmenting import Device, ModelArgument, load_model
 from refseg.errors import RefsegError
+from refseg.files import whole
 
 if TYPE_CHECKING:
     from refseg.evaluation.report import Report
 
 
 class ProtocolName(StrEnum):
-    """The names of `refseg.evaluation.protocols.PROTOCOLS`, known before anything heavy is imported."""
+    """The names of `refseg.evaluation.protocols.PROTOCOLS`, spelled out so that --help imports nothing heavy."""
 
     NATIVE = "native"
     SHNET = "shnet"
@@ -28,7 +29,7 @@ class ProtocolName(StrEnum):
 
 
 class Format(StrEnum):
-    """How a comparison is printed."""
+    """How a table is printed."""
 
     MARKDOWN = "markdown"
     CSV = "csv"
@@ -37,17 +38,19 @@ class Format(StrEnum):
 Data = Annotated[
     list[str],
     typer.Option(
-        help="A table.jsonl, a COCO-format instances.json, DATASET:SPLIT such as unc:val, or scenes:COUNT; "
-        "may be repeated."
+        help="A table.jsonl, a COCO-format instances.json, DATASET:SPLIT such as unc:val, or scenes:COUNT. "
+        "Repeat it to join several."
     ),
 ]
-ProtocolOption = Annotated[ProtocolName, typer.Option(help="The rules of scoring; docs/protocols.md explains them.")]
+ProtocolOption = Annotated[ProtocolName, typer.Option(help="The scoring rules; docs/protocols.md explains each.")]
 Out = Annotated[
     Path | None,
-    typer.Option(help="Write the whole report as JSON, for example report.json.", show_default=False),
+    typer.Option(help="Also write the report to this JSON file, for example report.json.", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON and nothing else.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of generated expressions; a table has its own.")]
+_SHOWN = 5
+"""Problems that are printed; the report lists all of them."""
+Seed = Annotated[int, typer.Option(min=0, help="The seed of generated expressions. A table is read as it is.")]
 
 
 def evaluate(
@@ -56,40 +59,47 @@ def evaluate(
     protocol: ProtocolOption = ProtocolName.NATIVE,
     photos: Annotated[
         int | None,
-        typer.Option(min=1, help="Score so many photographs, evenly spread over all.", show_default=False),
+        typer.Option(min=1, help="Score only this many photographs, spread evenly over the data.", show_default=False),
     ] = None,
     seed: Seed = 0,
-    report: Annotated[
+    card: Annotated[
         Path | None,
-        typer.Option(help="A folder for the report card: report.json, card.png, contact.jpg.", show_default=False),
+        typer.Option(
+            help="Also draw a report card into this folder: report.json, card.png, contact.jpg.", show_default=False
+        ),
     ] = None,
     swaps: Annotated[
-        bool, typer.Option("--swaps", help="Also exchange left and right: does the mask move to the other referent?")
+        bool,
+        typer.Option("--swaps", help="Also exchange left and right in each sentence, and count the masks that move."),
     ] = False,
     crf: Annotated[
-        bool, typer.Option("--crf", help="Refine each mask by a dense CRF, as older methods do; takes seconds each.")
+        bool, typer.Option("--crf", help="Refine each mask by a dense CRF, as older methods do. Takes seconds each.")
     ] = False,
     out: Out = None,
     as_json: AsJson = False,
     device: Device = "auto",
 ) -> None:
-    """Scores a model: overall and mean IoU under a named protocol, in all, by kind of expression and by size.
+    """Scores a model under a named protocol.
+
+    Prints overall and mean IoU: in all, by kind of expression, and by size.
 
     \b
     refseg evaluate shipped --data scenes:100
-    refseg evaluate runs/photos --data photos/val/instances.json --protocol lavt --out report.json
-    refseg evaluate shipped --data photos/val/instances.json --report card
-    refseg evaluate runs/scenes --data scenes:100:7 --swaps
+    refseg evaluate runs/mine --data val/instances.json --protocol lavt
+    refseg evaluate runs/mine --data unc:val --out report.json --card card
+    refseg evaluate runs/mine --data scenes:100:7 --swaps
     torchrun --nproc-per-node 2 -m refseg evaluate shipped --data scenes:100
+
+    The exit code is 1 if some photographs could not be read and were skipped.
     """
     from refseg.data.sources import load_rows
     from refseg.evaluation.evaluate import evaluate as score
     from refseg.evaluation.protocols import find_protocol
 
-    for folder in (out.parent if out else None, report):
+    for folder in (out.parent if out else None, card):
         if folder is not None:
             ensure_writable(folder)
-    if report is not None:
+    if card is not None:
         from refseg.evaluation.plots import need_matplotlib
 
         need_matplotlib()
@@ -99,7 +109,7 @@ def evaluate(
         need_crf()
     rows = [row for spec in data for row in load_rows(spec, seed=seed)]
     shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    segmenter = load_model(model, _own_device(device) if shared else device)
+    segmenter = load_model(model, _device_of_this_process(device) if shared else device)
     if crf:
         segmenter.refine = refine
         model += " + dense CRF"
@@ -121,42 +131,42 @@ def evaluate(
 
         everything = [row for spec in data for row in load_rows(spec, seed=seed, per_photo=ALL)]
         typer.echo(consistency(segmenter, everything).to_text(), err=as_json)
-    if report is not None:
+    if card is not None:
         from refseg.evaluation.card import write_card
 
-        for path in write_card(result, segmenter, rows, report):
+        for path in write_card(result, segmenter, rows, card):
             typer.echo(path, err=as_json)
     if result.skipped:
         raise typer.Exit(1)
 
 
 def score(
-    predictions: Annotated[
-        Path, typer.Argument(help="One JSON line per expression; docs/protocols.md has the format.")
-    ],
+    predictions: Annotated[Path, typer.Argument(help="A file with one JSON line per expression (see below).")],
     data: Data,
     protocol: ProtocolOption = ProtocolName.NATIVE,
-    name: Annotated[str, typer.Option(help="The model's name in the report; by default the file's.")] = "",
+    name: Annotated[str, typer.Option(help="The model's name in the report. By default the file's name.")] = "",
     resolution: Annotated[
         int | None,
-        typer.Option(min=2, help="Side of the model's square input, which protocol shnet needs.", show_default=False),
+        typer.Option(
+            min=2, help="Side of the model's square input, in pixels. Protocol shnet needs it.", show_default=False
+        ),
     ] = None,
     seed: Seed = 0,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Scores the predictions of any model, under the same protocols as `refseg evaluate`.
+    """Scores the predictions of any model under the same protocols.
 
     \b
     refseg score predictions.jsonl --data table.jsonl
     refseg score lavt.jsonl --data unc:val --protocol lavt --name LAVT --out lavt.json
 
-    A line is {"row": 0, "rle": {"size": [H, W], "counts": "…"}}, or image and expression in place of row.
-    An expression without a prediction counts as answered by an empty mask, and is reported.
+    A line is {"row": 0, "rle": {"size": [H, W], "counts": "…"}}.
+    In place of row it may have image and expression.
+    An expression without a prediction counts as an empty mask and is reported.
 
-    \b
-    Exit code 0: all done; 1: some lines could not be used, or some expressions have no prediction;
-    2: nothing was scored.
+    The exit code is 1 if some lines could not be used or some expressions have no prediction.
+    It is 2 if nothing was scored.
     """
     from refseg.data.sources import load_rows
     from refseg.evaluation.predictions import score_predictions
@@ -179,35 +189,32 @@ def score(
     for problem in result.problems[:_SHOWN]:
         typer.echo(f"refseg: {problem}", err=True)
     if len(result.problems) > _SHOWN:
-        typer.echo(f"refseg: and {len(result.problems) - _SHOWN} more; --out keeps all of them", err=True)
+        typer.echo(f"refseg: and {len(result.problems) - _SHOWN} more; --out writes all of them", err=True)
     _finish(result, out, as_json)
     if result.problems:
         raise typer.Exit(1)
-
-
-_SHOWN = 5
-"""Problems that are printed; the rest stands in the report."""
 
 
 def report(
     reports: Annotated[
         list[Path],
         typer.Argument(
-            help="Reports that evaluate or score wrote with --out; a folder of them is one model trained with several "
-            "seeds."
+            help="Reports that evaluate or score wrote with --out. A folder of reports is one model, trained with "
+            "several seeds."
         ),
     ],
-    format: Annotated[Format, typer.Option(help="A table for people, or for programs.")] = Format.MARKDOWN,
-    by: Annotated[str, typer.Option(help="Compare within a group: kind, siblings, size or set.")] = "all",
+    format: Annotated[Format, typer.Option(help="markdown for people, csv for programs.")] = Format.MARKDOWN,
+    by: Annotated[str, typer.Option(help="Compare within groups: kind, siblings, size or set.")] = "all",
 ) -> None:
-    """Compares models in one table each per protocol and data, with 95% intervals of the differences to the first.
+    """Compares models, with 95% intervals of the differences.
 
-    The intervals are paired: the photographs are drawn anew, the same ones for all models.
+    Each model is compared with the first. There is one table per protocol and data.
+    The intervals are paired: every model is resampled over the same photographs.
 
     \b
     refseg report baseline.json shnet.json
     refseg report baseline.json shnet.json --by kind --format csv
-    refseg report runs/shnet/ runs/baseline/      # a folder of several seeds: mean ± deviation
+    refseg report runs/shnet/ runs/baseline/    folders of several seeds
     """
     from refseg.evaluation.comparison import read_runs, to_csv, to_markdown
 
@@ -216,22 +223,27 @@ def report(
 
 
 def calibrate(
-    model: Annotated[Path, typer.Argument(help="The folder of a checkpoint; its config.json is written.")],
+    model: Annotated[Path, typer.Argument(help="A checkpoint's folder. Its config.json is changed.")],
     data: Data,
     seed: Seed = 0,
     plot: Annotated[
-        Path | None, typer.Option(help="Write the reliability plot, for example reliability.png.", show_default=False)
+        Path | None,
+        typer.Option(help="Also draw the reliability plot, for example reliability.png.", show_default=False),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Fit and report, and leave the checkpoint alone.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Fit and print, but do not change the checkpoint.")
+    ] = False,
     device: Device = "auto",
 ) -> None:
-    """Teaches a checkpoint what its score is worth, on data that it was not trained on.
+    """Fits a checkpoint's score to the IoU to expect.
 
-    Fits the score to the IoU that can be expected, and `found` to whether the referent is in the photograph at all.
-    What is printed was cross-validated over photographs.
+    Use data that the model was not trained on.
+    Also fits `found`, which says whether the thing is in the photograph at all.
+    The printed numbers are cross-validated over photographs.
 
     \b
-    refseg calibrate runs/photos --data photos/val/instances.json
+    refseg calibrate runs/mine --data val/instances.json
+    refseg calibrate runs/mine --data val/instances.json --dry-run --plot reliability.png
     """
     from refseg.data.sources import load_rows
     from refseg.evaluation.calibrate import fit_calibration, write_calibration
@@ -258,12 +270,13 @@ def calibrate(
 def _finish(result: Report, out: Path | None, as_json: bool) -> None:
     record = result.to_json()
     if out is not None:
-        out.write_text(record + "\n", encoding="utf-8")
+        with whole(out) as unfinished:
+            unfinished.write_text(record + "\n", encoding="utf-8")
     typer.echo(record if as_json else result.to_text())
 
 
-def _own_device(device: str) -> str:
-    """Under torchrun, each process takes the GPU of its own number."""
+def _device_of_this_process(device: str) -> str:
+    """Under torchrun, each process takes the GPU with its number."""
     import torch
 
     if device == "auto" and torch.cuda.is_available():

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from refseg.cli.segmenting import SHIPPED, Device, Model, load_model
+from refseg.cli.arguments import SHIPPED, Device, Model, load_model
 from refseg.errors import RefsegError
 
 
