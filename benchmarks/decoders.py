@@ -24,8 +24,8 @@ from refseg.data.sources import load_rows
 from refseg.data.table import by_photograph
 from refseg.evaluation.bench import write_csv
 from refseg.evaluation.evaluate import evaluate
+from refseg.models.interface import per_expression
 from refseg.models.parts.decoder import Decoder
-from refseg.models.shnet.network import per_expression
 from refseg.training.batches import Collate, PhotoDataset, PhotoSampler
 from refseg.training.losses import mask_loss
 from refseg.training.recipe import DataRecipe, Phase
@@ -88,7 +88,8 @@ def train(segmenter: refseg.Segmenter, decoders: dict[str, Decoder], options: ar
         batch = collate([dataset[key] for key in keys])
         with torch.no_grad():
             words = model.text_encoder(batch["ids"], batch["mask"])
-            levels = [per_expression(level, batch["photo_of"], batch["ids"]) for level in model.encode(batch["images"])]
+            count = len(batch["ids"])
+            levels = [per_expression(level, batch["photo_of"], count) for level in model.encode(batch["images"])]
             fused = [model.fusion(level, words, batch["mask"]) for level in levels]
             joint = model.aggregation(fused, batch["mask"])
         loss = sum(mask_loss(decoder(joint), batch["targets"], 1.0) for decoder in decoders.values())

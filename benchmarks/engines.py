@@ -22,6 +22,7 @@ import refseg
 from refseg.data.sources import load_rows
 from refseg.evaluation.bench import machine, write_csv
 from refseg.evaluation.evaluate import evaluate
+from refseg.models.interface import TokenBatch
 
 ENGINES = (("torch", "float32"), ("torch", "bfloat16"), ("openvino", "float32"), ("openvino", "int8"))
 
@@ -67,14 +68,14 @@ def timed(segmenters: dict[tuple[str, str], refseg.Segmenter]) -> dict[tuple[str
     """Medians of 9 rounds in which the engines take turns: milliseconds to encode and to answer."""
     spent: dict[tuple[str, str], list[list[float]]] = {name: [[], []] for name in segmenters}
     image = torch.rand(1, 3, 320, 320)
-    ids, mask = torch.tensor([[2, 3, 4, 5]]), torch.ones(1, 4, dtype=torch.bool)
+    tokens = TokenBatch(torch.tensor([[2, 3, 4, 5]]), torch.ones(1, 4, dtype=torch.bool))
     with torch.inference_mode():
         for _ in range(10):
             for name, segmenter in segmenters.items():
                 start = time.perf_counter()
-                levels = segmenter.network.encode(image)
+                features = segmenter.network.encode(image)
                 between = time.perf_counter()
-                segmenter.network(ids, mask, levels=levels)
+                segmenter.network(tokens, features=features)
                 spent[name][0].append(1000 * (between - start))
                 spent[name][1].append(1000 * (time.perf_counter() - between))
     return {name: [statistics.median(values[1:]) for values in own] for name, own in spent.items()}

@@ -66,6 +66,7 @@ def tiny_model(folder: Path) -> str:
     """A random SHNet for 64-pixel squares: the server's own work is what is measured."""
     import torch
 
+    from refseg.models.interface import TokenBatch
     from refseg.models.shnet import SHNet, SHNetConfig
     from refseg.words import WordTokenizer
 
@@ -82,7 +83,8 @@ def tiny_model(folder: Path) -> str:
             torch.nn.init.kaiming_normal_(parameter)
     with torch.no_grad():
         tokens = tokenizer([f"the {noun}" for noun in NOUNS])
-        logits = model(ids=tokens.ids, mask=tokens.mask, images=torch.rand(1, 3, 64, 64))
+        noise = torch.rand(1, 3, 64, 64)
+        logits = model(TokenBatch(tokens.ids, tokens.mask), images=noise).mask_logits
         model.decoder.head.weight /= logits.std()
         model.decoder.head.bias -= logits.median() / logits.std()
     model.save_pretrained(folder)

@@ -17,6 +17,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Its weights are larger than a fresh network's, so that answers differ between photographs and between
     expressions and are neither empty nor full.
     """
+    from refseg.models.interface import TokenBatch
     from refseg.models.shnet import SHNet, SHNetConfig
     from refseg.words import WordTokenizer
 
@@ -43,7 +44,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         noise = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         tokens = tokenizer(SENTENCES)
-        logits = model(ids=tokens.ids, mask=tokens.mask, images=noise)
+        logits = model(TokenBatch(tokens.ids, tokens.mask), images=noise).mask_logits
         model.decoder.head.weight /= logits.std()
         model.decoder.head.bias -= logits.median() / logits.std()
     folder = tmp_path_factory.mktemp("tiny")

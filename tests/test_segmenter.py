@@ -16,6 +16,7 @@ from refseg.calibration import Calibration
 from refseg.checkpoints import find_checkpoint
 from refseg.errors import RefsegError
 from refseg.evaluation.calibrate import write_calibration
+from refseg.models.interface import TokenBatch
 from refseg.models.shnet.fusion import ConcatFusion
 from refseg.segmenter import Segmenter, load
 from refseg.transforms import to_photograph
@@ -72,7 +73,7 @@ def test_mask_and_score_follow_from_the_probabilities(segmenter):
     encoded = segmenter.encode(PHOTO)
     tokens = segmenter.tokenizer(["left"])
     with torch.no_grad():
-        logits = segmenter.network(tokens.ids, tokens.mask, levels=encoded.levels)
+        logits = segmenter.network(TokenBatch(tokens.ids, tokens.mask), features=encoded.levels).mask_logits
     probability = to_photograph(logits, (50, 90))[0].numpy()
     for threshold in (0.3, 0.5, 0.8):
         (answer,) = segmenter.segment(encoded, ["left"], threshold=threshold)

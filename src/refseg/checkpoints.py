@@ -13,7 +13,8 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from refseg.errors import RefsegError, first_line
-from refseg.models.shnet import SHNet, SHNetConfig
+from refseg.models.interface import ReferringNetwork
+from refseg.models.registry import NETWORKS, find_network
 from refseg.words import FILE as TOKENIZER
 from refseg.words import WordTokenizer
 
@@ -46,8 +47,9 @@ def find_checkpoint(model: str | PathLike[str] | None) -> tuple[Path, str]:
         kind = json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError, RecursionError) as fault:
         raise RefsegError(f"{folder / _CONFIG} cannot be read ({fault}); copy the checkpoint again") from fault
-    if kind not in (SHNetConfig.model_type, *OTHER_TYPES):
-        raise RefsegError(f"{folder} holds a model of type {kind}, not shnet, clipseg or sam3; give one of these")
+    if kind not in (*NETWORKS, *OTHER_TYPES):
+        known = ", ".join((*NETWORKS, *PUBLISHED))
+        raise RefsegError(f"{folder} holds a model of type {kind}; refseg reads: {known}")
     if not (folder / _WEIGHTS).is_file():
         pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in _PICKLES]
         if pickles:
@@ -56,7 +58,7 @@ def find_checkpoint(model: str | PathLike[str] | None) -> tuple[Path, str]:
                 f"saved as {_WEIGHTS}, as save_pretrained does"
             )
         raise RefsegError(f"the model folder {folder} lacks {_WEIGHTS}; {_anew(model)}")
-    if kind == SHNetConfig.model_type and not (folder / TOKENIZER).is_file():
+    if kind in NETWORKS and not (folder / TOKENIZER).is_file():
         raise RefsegError(f"the model folder {folder} lacks {TOKENIZER}; {_anew(model)}")
     return folder, kind
 
@@ -101,17 +103,17 @@ def _find_folder(model: str | PathLike[str]) -> Path:
         ) from fault
 
 
-def load_shnet(model: str | PathLike[str] | None) -> tuple[SHNet, WordTokenizer]:
-    """As `find_checkpoint` and `read_shnet`. Raises RefsegError also for a checkpoint of another type."""
+def load_network(model: str | PathLike[str] | None) -> tuple[ReferringNetwork, WordTokenizer]:
+    """As `find_checkpoint` and `read_network`. Raises RefsegError also for a model that is not trained here."""
     folder, kind = find_checkpoint(model)
-    if kind != SHNetConfig.model_type:
-        raise RefsegError(f"{folder} holds a model of type {kind}, and only shnet is trained; give an SHNet checkpoint")
-    return read_shnet(folder)
+    if kind not in NETWORKS:
+        raise RefsegError(f"{folder} holds a model of type {kind}; what is trained is of type {', '.join(NETWORKS)}")
+    return read_network(folder, kind)
 
 
-def read_shnet(folder: Path) -> tuple[SHNet, WordTokenizer]:
+def read_network(folder: Path, model_type: str) -> tuple[ReferringNetwork, WordTokenizer]:
     """The network on the CPU and its vocabulary. Raises RefsegError for what is damaged or does not fit together."""
-    network = _read_network(folder)
+    network = _read_weights(folder, model_type)
     tokenizer = WordTokenizer.from_pretrained(folder, network.config.max_words)
     if len(tokenizer) > network.config.vocabulary:
         raise RefsegError(
@@ -121,12 +123,12 @@ def read_shnet(folder: Path) -> tuple[SHNet, WordTokenizer]:
     return network, tokenizer
 
 
-def _read_network(folder: Path) -> SHNet:
+def _read_weights(folder: Path, model_type: str) -> ReferringNetwork:
     again = "copy the checkpoint again"
     try:
         with quiet_transformers():
-            network: SHNet
-            network, report = SHNet.from_pretrained(
+            network: ReferringNetwork
+            network, report = find_network(model_type).from_pretrained(
                 folder,
                 local_files_only=True,
                 use_safetensors=True,
@@ -137,7 +139,7 @@ def _read_network(folder: Path) -> SHNet:
     except RefsegError:
         raise
     except Exception as fault:  # damaged JSON or safetensors, values of a config that build no network
-        raise RefsegError(f"{folder} holds no usable SHNet ({first_line(fault)}); {again}") from fault
+        raise RefsegError(f"{folder} holds no usable {model_type} ({first_line(fault)}); {again}") from fault
     mismatched = {name for name, *_ in report["mismatched_keys"]}
     differing = sorted(mismatched | report["missing_keys"] | report["unexpected_keys"])
     if differing:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Protocol, overload, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from refseg.calibration import Calibration, Verdict
-from refseg.checkpoints import OTHER_TYPES, find_checkpoint, read_shnet
+from refseg.checkpoints import OTHER_TYPES, find_checkpoint, read_network
+from refseg.engines.fast import fastest_form
 from refseg.errors import RefsegError
+from refseg.models.interface import Features, Prediction, ReferringNetwork, TokenBatch
 from refseg.models.shnet import SHNet
 from refseg.models.shnet.fusion import SFM, attention
 from refseg.photo import PhotoSource, read_photo
@@ -25,7 +27,6 @@ from refseg.transforms import to_photograph, to_square
 from refseg.words import UNKNOWN, Tokens, WordTokenizer, clean_expression
 
 if TYPE_CHECKING:
-    from refseg.engines.fast import FastSHNet
     from refseg.evaluation.report import Report
     from refseg.models.pretrained import BytePairTokenizer, OtherModel
 
@@ -39,16 +40,8 @@ class Network(Protocol):
     def encode(self, images: Tensor, /) -> tuple[Tensor, ...]:
         """images (1, 3, S, S) in 0..1 → what serves any number of expressions; first the three levels."""
 
-    def __call__(self, ids: Tensor, mask: Tensor, *, levels: tuple[Tensor, ...]) -> Tensor:
-        """Mask logits (B, 1, 4h, 4w) of expressions ids (B, T), mask (B, T)."""
-
-
-@runtime_checkable
-class Detector(Protocol):
-    """A network that finds instances, and says how sure it is of them."""
-
-    def detect(self, ids: Tensor, mask: Tensor, *, levels: tuple[Tensor, ...]) -> tuple[Tensor, list[float]]:
-        """Mask logits as a `Network` gives them, and each answer's score, 0..1."""
+    def __call__(self, tokens: TokenBatch, *, features: Features) -> Prediction:
+        """What it says about the B expressions, with what its `encode` made of one photograph."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +67,7 @@ class Segmenter:
 
     def __init__(
         self,
-        model: SHNet | OtherModel,
+        model: ReferringNetwork | OtherModel,
         tokenizer: WordTokenizer | BytePairTokenizer,
         device: str = "cpu",
         threshold: float | None = None,
@@ -82,12 +75,12 @@ class Segmenter:
     ) -> None:
         """`threshold`: the probability above which a pixel belongs to the mask; None takes the model's own.
 
-        `network`: the form of the model that computes; None takes the one that `SHNet.optimize` chooses.
+        `network`: the form of the model that computes; None takes the fastest.
         """
         self.threshold = _check_threshold(model.config.threshold if threshold is None else threshold)
         self.device = torch.device(device)
         self.model = model.eval().to(self.device)
-        self.network = network or self.model.optimize()
+        self.network = network or fastest_form(self.model)
         self.tokenizer = tokenizer
         self.calibration = Calibration.from_dict(model.config.calibration)
 
@@ -196,11 +189,10 @@ class Segmenter:
 
     def _answer(self, encoded: EncodedPhoto, tokens: Tokens) -> tuple[Tensor, list[float] | None]:
         """Mask logits, and the scores of a network that has its own."""
-        ids, mask = tokens.ids.to(self.device), tokens.mask.to(self.device)
-        if isinstance(self.network, Detector):
-            mask_logits, scores = self.network.detect(ids, mask, levels=encoded.levels)
-            return mask_logits.float(), scores
-        return self.network(ids, mask, levels=encoded.levels).float(), None
+        asked = TokenBatch(tokens.ids.to(self.device), tokens.mask.to(self.device))
+        prediction = self.network(asked, features=encoded.levels)
+        confidence = prediction.confidence
+        return prediction.mask_logits.float(), None if confidence is None else confidence.tolist()
 
     def _segment_batch(self, encoded: EncodedPhoto, expressions: list[str], threshold: float) -> list[Segmentation]:
         tokens = self.tokenizer(expressions)
@@ -271,7 +263,7 @@ def load(
         from refseg.models.pretrained import read_other
 
         return Segmenter(*read_other(folder, kind), chosen, threshold)
-    network, tokenizer = read_shnet(folder)
+    network, tokenizer = read_network(folder, kind)
     form: Network | None = None
     if engine == "openvino":
         from refseg.engines.openvino import OpenVINONetwork
@@ -279,23 +271,23 @@ def load(
         examples = _examples(calibrate_on, tokenizer, network.config.image_size) if precision == "int8" else []
         form = OpenVINONetwork(network.eval(), precision, examples)
     elif precision == "bfloat16":
-        form = _Bfloat16(network.to(chosen).optimize(), chosen)
+        form = _Bfloat16(fastest_form(network.to(chosen)), chosen)
     return Segmenter(network, tokenizer, chosen, threshold, form)
 
 
 class _Bfloat16:
     """A form of the network under PyTorch's autocast."""
 
-    def __init__(self, model: SHNet | FastSHNet, device: str) -> None:
+    def __init__(self, model: Network, device: str) -> None:
         self.model, self.device = model, torch.device(device).type
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         with torch.autocast(self.device, torch.bfloat16):
             return self.model.encode(images)
 
-    def __call__(self, ids: Tensor, mask: Tensor, *, levels: tuple[Tensor, ...]) -> Tensor:
+    def __call__(self, tokens: TokenBatch, *, features: Features) -> Prediction:
         with torch.autocast(self.device, torch.bfloat16):
-            return self.model(ids, mask, levels=levels)
+            return self.model(tokens, features=features)
 
 
 def _examples(photos: Sequence[PhotoSource], tokenizer: WordTokenizer, side: int) -> list[tuple[Tensor, Tensor]]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from refseg.engines import convolutions, packed
-from refseg.engines.fast import FastSHNet
+from refseg.engines.fast import FastSHNet, fastest_form
 from refseg.engines.fast_encoder import FoldedConv, fold_backbone
+from refseg.models.interface import Prediction, TokenBatch
 from refseg.models.parts.image_encoder import build_backbone
 from refseg.models.shnet import SHNet, SHNetConfig
 
@@ -46,28 +49,29 @@ def small(**changes: object) -> SHNet:
 
 
 @pytest.fixture
-def asked() -> dict[str, torch.Tensor]:
+def asked() -> dict[str, Any]:
     """Three expressions of one, three and five words about two photographs."""
     ids = torch.tensor([[3, 0, 0, 0, 0], [4, 5, 6, 0, 0], [7, 8, 9, 10, 11]])
-    return {"ids": ids, "mask": ids > 0, "photo_of": torch.tensor([1, 0, 1])}
+    return {"tokens": TokenBatch(ids, ids > 0), "photo_of": torch.tensor([1, 0, 1])}
 
 
-def assert_same(fast: torch.Tensor, plain: torch.Tensor) -> None:
+def assert_same(fast: torch.Tensor | Prediction, plain: torch.Tensor | Prediction) -> None:
+    fast, plain = (own.mask_logits if isinstance(own, Prediction) else own for own in (fast, plain))
     assert fast.shape == plain.shape
     assert float((fast - plain).abs().max() / plain.abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @torch.inference_mode()
-def test_same_answers(backbone: str, asked: dict[str, torch.Tensor]) -> None:
+def test_same_answers(backbone: str, asked: dict[str, Any]) -> None:
     model = small(**BACKBONES[backbone])
-    fast = model.optimize()
+    fast = fastest_form(model)
     assert isinstance(fast, FastSHNet)
     images = torch.rand(2, 3, 64, 64)
     ahead = fast.encode(images)
     for own, level in zip(ahead[:3], model.encode(images), strict=True):
         assert_same(own, level)
-    assert_same(fast(**asked, levels=ahead), model(**asked, images=images))
+    assert_same(fast(**asked, features=ahead), model(**asked, images=images))
 
 
 @pytest.mark.parametrize(
@@ -85,10 +89,10 @@ def test_same_answers(backbone: str, asked: dict[str, torch.Tensor]) -> None:
     ids=str,
 )
 @torch.inference_mode()
-def test_same_answers_of_other_sizes(changes: dict[str, object], asked: dict[str, torch.Tensor]) -> None:
+def test_same_answers_of_other_sizes(changes: dict[str, object], asked: dict[str, Any]) -> None:
     model = small(**changes)
     side = model.config.image_size
-    images, fast = torch.rand(2, 3, side, side), model.optimize()
+    images, fast = torch.rand(2, 3, side, side), fastest_form(model)
     for own, level in zip(fast.encode(images)[:3], model.encode(images), strict=True):
         assert_same(own, level)
     assert_same(fast(**asked, images=images), model(**asked, images=images))
@@ -96,13 +100,11 @@ def test_same_answers_of_other_sizes(changes: dict[str, object], asked: dict[str
 
 @pytest.mark.parametrize("wide", [False, True])
 @torch.inference_mode()
-def test_same_answers_on_every_processor(
-    wide: bool, asked: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_same_answers_on_every_processor(wide: bool, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (packed, convolutions):
         monkeypatch.setattr(module, "wide_registers", lambda: wide)
     model, images = small(width=128, decoder_widths=(128, 64, 8)), torch.rand(2, 3, 64, 64)
-    assert_same(model.optimize()(**asked, images=images), model(**asked, images=images))
+    assert_same(fastest_form(model)(**asked, images=images), model(**asked, images=images))
 
 
 @torch.inference_mode()
@@ -110,28 +112,29 @@ def test_a_sentence_without_words_has_a_defined_answer() -> None:
     model = small()
     ids = torch.zeros(1, 2, dtype=torch.long)
     images = torch.rand(1, 3, 64, 64)
-    assert_same(model.optimize()(ids, ids > 0, images=images), model(ids, ids > 0, images=images))
+    tokens = TokenBatch(ids, ids > 0)
+    assert_same(fastest_form(model)(tokens, images=images), model(tokens, images=images))
 
 
 @torch.inference_mode()
-def test_the_plain_form_stays_as_it_was(asked: dict[str, torch.Tensor]) -> None:
+def test_the_plain_form_stays_as_it_was(asked: dict[str, Any]) -> None:
     model, images = small(), torch.rand(2, 3, 64, 64)
-    before = model(**asked, images=images)
-    model.optimize()(**asked, images=images)
-    assert torch.equal(model(**asked, images=images), before)
+    before = model(**asked, images=images).mask_logits
+    fastest_form(model)(**asked, images=images)
+    assert torch.equal(model(**asked, images=images).mask_logits, before)
 
 
-def test_nothing_is_recorded_for_gradients(asked: dict[str, torch.Tensor]) -> None:
+def test_nothing_is_recorded_for_gradients(asked: dict[str, Any]) -> None:
     model, images = small(), torch.rand(2, 3, 64, 64)
-    answers = model.optimize()(**asked, images=images)
+    answers = fastest_form(model)(**asked, images=images).mask_logits
     assert not answers.requires_grad
-    assert_same(answers, model(**asked, images=images).detach())
+    assert_same(answers, model(**asked, images=images).mask_logits.detach())
 
 
 def test_what_has_no_inference_form_stays_plain() -> None:
     for changes in ({"fusion": "concat"}, {"aggregation": "sum"}):
         model = small(**changes)
-        assert model.optimize() is model
+        assert fastest_form(model) is model
     assert not model.training
 
 

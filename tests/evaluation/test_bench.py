@@ -12,6 +12,7 @@ from torch import nn
 
 from refseg.engines.packed import DirectConv, Geometry, Linear
 from refseg.evaluation.bench import Case, Growth, _watched, measure, plain_form, write_csv
+from refseg.models.interface import TokenBatch
 from refseg.models.shnet import SHNet
 from refseg.models.shnet.aggregation import HCAM
 
@@ -19,12 +20,13 @@ from refseg.models.shnet.aggregation import HCAM
 def test_the_plain_form_computes_the_same(tiny_model: Path) -> None:
     model = SHNet.from_pretrained(tiny_model).eval()
     ids = torch.tensor([[2, 3, 4], [3, 0, 0]])
+    tokens = TokenBatch(ids, ids > 0)
     images = torch.rand(1, 3, 64, 64)
     with torch.inference_mode():
-        before = model(ids, ids > 0, images=images)
+        before = model(tokens, images=images).mask_logits
         plain = plain_form(model)
         assert isinstance(plain.aggregation, HCAM)
-        torch.testing.assert_close(plain(ids, ids > 0, images=images), before)
+        torch.testing.assert_close(plain(tokens, images=images).mask_logits, before)
 
 
 def test_ratios_are_to_the_first_case_and_arithmetic_is_counted() -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from refseg.engines.graphs import ExpressionGraph, ImageEncoderGraph
 from refseg.errors import RefsegError
+from refseg.models.interface import Features, Prediction, TokenBatch
 from refseg.models.shnet import SHNet, SHNetConfig
 from refseg.words import FILE as TOKENIZER
 from refseg.words import PADDING, UNKNOWN, WordTokenizer
@@ -79,7 +80,7 @@ def describe(
 ) -> dict[str, Any]:
     """What preprocessing.json holds; its keys are explained in docs/export.md."""
     suffix = "onnx" if format == "onnx" else "xml"
-    output = 4 * config.grid
+    output = config.output_side
     return {
         "format": format,
         "precision": precision,
@@ -139,12 +140,12 @@ class ExportedNetwork:
         """images (1, 3, S, S) in 0..1 → three levels, each (1, C, h, w)."""
         return tuple(torch.from_numpy(level) for level in self._encoder.run(None, {"images": images.numpy()}))
 
-    def __call__(self, ids: Tensor, mask: Tensor, *, levels: tuple[Tensor, ...]) -> Tensor:
+    def __call__(self, tokens: TokenBatch, *, features: Features) -> Prediction:
         """Mask logits (B, 1, 4h, 4w) of ids and mask (B, T), T at most the words that the graph reads."""
-        room = (0, self._max_words - ids.shape[1])
-        named = {"ids": F.pad(ids, room).numpy(), "mask": F.pad(mask, room).numpy()}
-        named |= {name: level.numpy() for name, level in zip(LEVELS, levels, strict=True)}
-        return torch.from_numpy(self._decoder.run(None, named)[0])
+        room = (0, self._max_words - tokens.ids.shape[1])
+        named = {"ids": F.pad(tokens.ids, room).numpy(), "mask": F.pad(tokens.mask, room).numpy()}
+        named |= {name: level.numpy() for name, level in zip(LEVELS, features, strict=True)}
+        return Prediction(torch.from_numpy(self._decoder.run(None, named)[0]))
 
 
 def _write_onnx(model: SHNet, folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The inference form of SHNet on a CPU: the same answers with less arithmetic. `SHNet.optimize` makes it.
+"""The inference form of SHNet on a CPU: the same answers with less arithmetic. `fastest_form` makes it.
 
 Read `models/shnet/network.py` first; this file follows its five statements. What is saved, each exact but for rounding:
 
@@ -12,7 +12,7 @@ Read `models/shnet/network.py` first; this file follows its five statements. Wha
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +22,22 @@ from refseg.engines.convolutions import Conv, ToLogits, upsampled
 from refseg.engines.fast_encoder import FastImageEncoder, folded
 from refseg.engines.packed import LEAKY, Geometry, Linear, attention, pack_linears
 from refseg.errors import RefsegError
-from refseg.models.parts.image_encoder import Levels
+from refseg.models.interface import Features, Prediction, TokenBatch
 from refseg.models.parts.position import pixels_position, words_position
-from refseg.models.shnet.aggregation import border_case
+from refseg.models.shnet import SHNet
+from refseg.models.shnet.aggregation import HCAM, border_case
+from refseg.models.shnet.fusion import SFM
 
-if TYPE_CHECKING:
-    from refseg.models.shnet import SHNet
+
+def fastest_form(model: Any) -> Any:
+    """The form that answers fastest where the network is: `FastSHNet` for an SHNet on a CPU, else the network itself.
+
+    Its weights are copies, for inference alone. A network without SFM or HCAM stays as it is.
+    """
+    plain = not isinstance(model, SHNet) or model.device.type != "cpu" or model.dtype != torch.float32
+    if plain or not isinstance(model.fusion, SFM) or not isinstance(model.aggregation, HCAM):
+        return model.eval()
+    return FastSHNet(model.eval())
 
 
 class Ahead(NamedTuple):
@@ -63,22 +73,22 @@ class FastSHNet(nn.Module):
     @torch.no_grad()
     def forward(
         self,
-        ids: Tensor,
-        mask: Tensor,
+        tokens: TokenBatch,
+        *,
         images: Tensor | None = None,
-        levels: tuple[Tensor, ...] | None = None,
+        features: Features | None = None,
         photo_of: Tensor | None = None,
-    ) -> Tensor:
-        """As `SHNet.forward`, with `levels` of this form's own `encode`."""
-        ahead = Ahead(*levels) if levels is not None else self.encode(images)
-        words = self.text_encoder(ids, mask)  # (B, T, C)
-        photos = [i % len(ahead.second) for i in range(len(ids))] if photo_of is None else photo_of.tolist()
+    ) -> Prediction:
+        """As `SHNet.forward`, with `features` of this form's own `encode`."""
+        ahead = Ahead(*features) if features is not None else self.encode(images)
+        words, mask = self.text_encoder(tokens.ids, tokens.mask), tokens.mask  # (B, T, C)
+        photos = [i % len(ahead.second) for i in range(len(words))] if photo_of is None else photo_of.tolist()
         logits = []
         for own, photo, length in zip(words, photos, mask.sum(dim=1).tolist(), strict=True):
             pixels, met = self.fusion(Ahead(*(part[photo] for part in ahead)), own[:length])  # (3, h, w, C), (3, T, C)
             joint = self.aggregation(pixels, met)  # (1, h, w, C)
             logits.append(self.decoder(joint))
-        return torch.cat(logits)
+        return Prediction(torch.cat(logits))
 
     @torch.no_grad()
     def encode(self, images: Tensor | None) -> Ahead:
@@ -99,7 +109,7 @@ class FastSFM(nn.Module):
         self.first: Any = first
         self.later = nn.ModuleList(later)
 
-    def ahead(self, levels: Levels) -> tuple[Tensor, ...]:
+    def ahead(self, levels: Features) -> tuple[Tensor, ...]:
         """The last six fields of `Ahead`."""
         _, c, h, w = levels[0].shape
         pixels = self.norm(torch.stack([level.flatten(2).transpose(1, 2) for level in levels], dim=1))

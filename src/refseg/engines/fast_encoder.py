@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from refseg.engines.convolutions import Conv, channels_last
 from refseg.engines.packed import LEAKY, NOTHING, Geometry, activation_of
-from refseg.models.parts.image_encoder import ImageEncoder, Levels
+from refseg.models.interface import Features
+from refseg.models.parts.image_encoder import ImageEncoder
 
 
 class FastImageEncoder(nn.Module):
@@ -29,7 +30,7 @@ class FastImageEncoder(nn.Module):
         self.register_buffer("mean", plain.mean.clone())
         self.register_buffer("std", plain.std.clone())
 
-    def forward(self, images: Tensor) -> Levels:
+    def forward(self, images: Tensor) -> Features:
         """images (I, 3, S, S) in 0..1 → three levels, each (I, C, grid, grid)."""
         pixels = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         maps = (channels_last(level) for level in self.backbone(pixels))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from refseg.engines.graphs import AnswerGraph, ImageEncoderGraph
 from refseg.errors import RefsegError
+from refseg.models.interface import Features, Prediction, TokenBatch
 
 if TYPE_CHECKING:
     from refseg.models.shnet import SHNet
@@ -56,11 +57,11 @@ class OpenVINONetwork:
         outputs = self._encoder([images.numpy()])
         return tuple(torch.from_numpy(outputs[place].copy()) for place in range(3))
 
-    def __call__(self, ids: Tensor, mask: Tensor, *, levels: tuple[Tensor, ...]) -> Tensor:
+    def __call__(self, tokens: TokenBatch, *, features: Features) -> Prediction:
         """Mask logits (B, 1, 4h, 4w)."""
-        words = self.text_encoder(ids, mask)
-        outputs = self._answer([words.numpy(), mask.numpy(), *(level.numpy() for level in levels)])
-        return torch.from_numpy(outputs[0].copy())
+        words = self.text_encoder(tokens.ids, tokens.mask)
+        outputs = self._answer([words.numpy(), tokens.mask.numpy(), *(level.numpy() for level in features)])
+        return Prediction(torch.from_numpy(outputs[0].copy()))
 
 
 def _convert(model: SHNet) -> tuple[Any, Any]:

@@ -24,11 +24,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from refseg.engines.fast import fastest_form
 from refseg.engines.packed import Linear, packs
 from refseg.errors import RefsegError
+from refseg.models.interface import Prediction, TokenBatch
+from refseg.models.parts.image_encoder import IMAGENET_MEAN, IMAGENET_STD
 from refseg.models.shnet import SHNet, SHNetConfig
 from refseg.models.shnet.aggregation import HCAM, Gate
-from refseg.models.shnet.config import IMAGENET_MEAN, IMAGENET_STD
 from refseg.segmenter import Network, Segmenter, load
 from refseg.training.losses import mask_loss
 from refseg.training.trainer import computes_in_bf16, lay_channels_last
@@ -146,10 +148,10 @@ def paper_network(**changes: Any) -> SHNet:
         return SHNet(SHNetConfig.paper(**changes)).eval()
 
 
-def sentences(count: int) -> tuple[Tensor, Tensor]:
-    """ids and mask of `count` expressions of WORDS words each."""
+def sentences(count: int) -> TokenBatch:
+    """`count` expressions of WORDS words each."""
     ids = torch.arange(count * WORDS).view(count, WORDS) % 50 + 2
-    return ids, torch.ones_like(ids, dtype=torch.bool)
+    return TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
 
 
 @torch.inference_mode()
@@ -158,23 +160,23 @@ def inference(rounds: int, engines: Sequence[str] = ("torch",)) -> list[Line]:
     plain = plain_form(paper_network(decoder_widths=RELEASED_WIDTHS))
     image = torch.rand(1, 3, 320, 320)
     one, eight = sentences(1), sentences(8)
-    cases = {"paper's network, plain: one expression": Case(lambda: plain(*one, images=image))}
+    cases = {"paper's network, plain: one expression": Case(lambda: plain(one, images=image))}
     for name, changes in (("released decoder", {"decoder_widths": RELEASED_WIDTHS}), ("light decoder", {})):
-        fast: Any = paper_network(**changes).optimize()
+        fast = fastest_form(paper_network(**changes))
         label = f"paper's network, fast, {name}"
-        cases[f"{label}: one expression"] = Case(partial(fast, *one, images=image))
-        cases[f"{label}: each of 8"] = Case(partial(fast, *eight, images=image), 8)
+        cases[f"{label}: one expression"] = Case(partial(fast, one, images=image))
+        cases[f"{label}: each of 8"] = Case(partial(fast, eight, images=image), 8)
     forms = {engine: load(device="cpu", engine=engine).network for engine in engines}
     if computes_in_bf16():
         cases[f"{label}, bfloat16: each of 8"] = Case(
-            torch.autocast("cpu", torch.bfloat16)(partial(fast, *eight, images=image)), 8
+            torch.autocast("cpu", torch.bfloat16)(partial(fast, eight, images=image)), 8
         )
         forms["torch in bfloat16"] = load(device="cpu", precision="bfloat16").network
     for name, network in forms.items():
         counted = name.startswith("torch")
-        levels = network.encode(image)
+        features = network.encode(image)
         cases[f"shipped model, {name}: first answer"] = Case(partial(_first, network, image), counted=counted)
-        cases[f"shipped model, {name}: a further one"] = Case(partial(network, *one, levels=levels), counted=counted)
+        cases[f"shipped model, {name}: a further one"] = Case(partial(network, one, features=features), counted=counted)
     cases |= _clipseg()
     return measure("inference", cases, rounds)
 
@@ -183,8 +185,8 @@ def inference(rounds: int, engines: Sequence[str] = ("torch",)) -> list[Line]:
 def stages(rounds: int) -> list[Line]:
     """Each box of the paper's network for one expression, plain and fast; the released decoder's widths."""
     plain: Any = plain_form(paper_network(decoder_widths=RELEASED_WIDTHS))
-    fast: Any = plain.optimize()
-    image, (ids, mask) = torch.rand(1, 3, 320, 320), sentences(1)
+    fast = fastest_form(plain)
+    image, (ids, mask, _) = torch.rand(1, 3, 320, 320), sentences(1)
     words = plain.text_encoder(ids, mask)
     levels, ahead = plain.encode(image), fast.encode(image)
     fused = [plain.fusion(level, words, mask) for level in levels]
@@ -211,8 +213,8 @@ def stages(rounds: int) -> list[Line]:
     ]
 
 
-def _first(network: Network, image: Tensor) -> Tensor:
-    return network(*sentences(1), levels=network.encode(image))
+def _first(network: Network, image: Tensor) -> Prediction:
+    return network(sentences(1), features=network.encode(image))
 
 
 def _clipseg() -> dict[str, Case]:
@@ -226,18 +228,18 @@ def _clipseg() -> dict[str, Case]:
     clipseg = CLIPSeg(net, 352, (IMAGENET_MEAN, IMAGENET_STD)).eval()
     pixels = torch.rand(1, 3, 352, 352)
     ids = torch.arange(WORDS + 2)[None] + 1
-    mask = torch.ones_like(ids, dtype=torch.bool)
+    asked = TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
     encoded = clipseg.encode(pixels)
     return {
-        "CLIPSeg: first answer": Case(lambda: clipseg(ids, mask, levels=clipseg.encode(pixels))),
-        "CLIPSeg: a further one": Case(lambda: clipseg(ids, mask, levels=encoded)),
+        "CLIPSeg: first answer": Case(lambda: clipseg(asked, features=clipseg.encode(pixels))),
+        "CLIPSeg: a further one": Case(lambda: clipseg(asked, features=encoded)),
     }
 
 
 def training(rounds: int) -> list[Line]:
     """A step of the paper's network with its frozen encoder, per expression, at PER_PHOTO expressions a photograph."""
     image = torch.rand(1, 3, 320, 320)
-    ids, mask = sentences(PER_PHOTO)
+    tokens = sentences(PER_PHOTO)
     targets = torch.zeros(PER_PHOTO, 1, 72, 72)
     targets[:, :, 20:50, 20:50] = 1
     photo_of = torch.zeros(PER_PHOTO, dtype=torch.long)
@@ -245,7 +247,7 @@ def training(rounds: int) -> list[Line]:
     def step(model: SHNet, photographs: Mapping[str, Tensor], bf16: bool = False) -> Case:
         def run() -> None:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                logits = model(ids, mask, **photographs)
+                logits = model(tokens, **photographs).mask_logits
             loss: Any = mask_loss(logits, targets, 0.0)
             loss.backward()
             model.zero_grad()

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from refseg.checkpoints import quiet_transformers
 from refseg.errors import RefsegError, first_line
-from refseg.models.shnet.config import IMAGENET_MEAN, IMAGENET_STD
+from refseg.models.interface import Features, Prediction, TokenBatch
+from refseg.models.parts.image_encoder import IMAGENET_MEAN, IMAGENET_STD
 from refseg.words import Tokens
 
 CONFIDENCE = 0.5
@@ -55,16 +56,12 @@ class OtherModel(nn.Module, ABC):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1))
 
     @abstractmethod
-    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+    def encode(self, images: Tensor) -> Features:
         """images (1, 3, S, S) in 0..1 → what serves any number of expressions."""
 
     @abstractmethod
-    def forward(self, ids: Tensor, mask: Tensor, *, levels: tuple[Tensor, ...]) -> Tensor:
-        """Mask logits (B, 1, h, w) over the square of expressions ids (B, T), mask (B, T)."""
-
-    def optimize(self) -> OtherModel:
-        """This one: it has no other form."""
-        return self
+    def forward(self, tokens: TokenBatch, *, features: Features) -> Prediction:
+        """What the model says about the B expressions, with what `encode` made of one photograph."""
 
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
@@ -76,15 +73,16 @@ class CLIPSeg(OtherModel):
     kind = "clipseg"
     about = "PhraseCut (CLIPSeg's authors), on CLIP's image and text pairs"
 
-    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+    def encode(self, images: Tensor) -> Features:
         pixels = (images - self.mean) / self.std
         hidden = self.net.clip.vision_model(pixels, output_hidden_states=True).hidden_states
         return tuple(hidden[layer + 1] for layer in self.net.extract_layers)
 
-    def forward(self, ids: Tensor, mask: Tensor, *, levels: tuple[Tensor, ...]) -> Tensor:
-        condition = self.net.get_conditional_embeddings(len(ids), input_ids=ids, attention_mask=mask.long())
-        activations = [level.expand(len(ids), -1, -1) for level in levels]
-        return self.net.decoder(activations, condition).logits[:, None]
+    def forward(self, tokens: TokenBatch, *, features: Features) -> Prediction:
+        count, read = len(tokens.ids), tokens.mask.long()
+        condition = self.net.get_conditional_embeddings(count, input_ids=tokens.ids, attention_mask=read)
+        activations = [layer.expand(count, -1, -1) for layer in features]
+        return Prediction(self.net.decoder(activations, condition).logits[:, None])
 
 
 class SAM3(OtherModel):
@@ -93,27 +91,25 @@ class SAM3(OtherModel):
     kind = "sam3"
     about = "SA-Co (Meta)"
 
-    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
+    def encode(self, images: Tensor) -> Features:
         seen = self.net.vision_encoder((images - self.mean) / self.std)
         return *seen.fpn_hidden_states, *seen.fpn_position_encoding
 
-    def forward(self, ids: Tensor, mask: Tensor, *, levels: tuple[Tensor, ...]) -> Tensor:
-        return self.detect(ids, mask, levels=levels)[0]
-
-    def detect(self, ids: Tensor, mask: Tensor, *, levels: tuple[Tensor, ...]) -> tuple[Tensor, list[float]]:
-        """Mask logits (B, 1, h, w) of the union of all instances above CONFIDENCE, and the best one's confidence."""
+    def forward(self, tokens: TokenBatch, *, features: Features) -> Prediction:
+        """The union of all instances above CONFIDENCE, and the best one's confidence."""
         from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
-        half = len(levels) // 2
-        seen = Sam3VisionEncoderOutput(fpn_hidden_states=levels[:half], fpn_position_encoding=levels[half:])
-        masks, scores = [], []
-        for own, read in zip(ids, mask, strict=True):  # one at a time: a thousand pixels square fill the memory
-            found = self.net(vision_embeds=seen, input_ids=own[None], attention_mask=read[None].long())
+        half = len(features) // 2
+        seen = Sam3VisionEncoderOutput(fpn_hidden_states=features[:half], fpn_position_encoding=features[half:])
+        masks, confidences = [], []
+        # One at a time: a thousand pixels square fill the memory.
+        for ids, mask in zip(tokens.ids, tokens.mask, strict=True):
+            found = self.net(vision_embeds=seen, input_ids=ids[None], attention_mask=mask[None].long())
             confidence = (found.pred_logits.sigmoid() * found.presence_logits.sigmoid())[0]  # (instances,)
             union, best = unite(found.pred_masks[0], confidence)
             masks.append(union)
-            scores.append(best)
-        return torch.stack(masks)[:, None], scores
+            confidences.append(best)
+        return Prediction(torch.stack(masks)[:, None], confidence=torch.tensor(confidences))
 
 
 def unite(mask_logits: Tensor, confidence: Tensor) -> tuple[Tensor, float]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from refseg.models.parts.image_encoder import Levels
 from refseg.models.parts.position import pixels_position
-from refseg.models.shnet.fusion import average_word, last_word
+from refseg.models.parts.text_encoder import average_word, last_word
 
 
 class Alignment(nn.Module):
@@ -17,23 +16,22 @@ class Alignment(nn.Module):
     and all pixels, have in common; without it their differences are learnt several times more slowly.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, words_width: int) -> None:
         super().__init__()
         self.common = nn.Sequential(
             nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.LeakyReLU(0.1)
         )
         self.pixels = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
         self.anything = nn.Conv2d(width, 1, 1)
-        self.sentence = nn.Linear(2 * width, width, bias=False)
+        self.sentence = nn.Linear(2 * words_width, width, bias=False)
         self.norm = nn.BatchNorm1d(width)
         self.scale = nn.Parameter(torch.tensor(width**-0.5))
         self.bias = nn.Parameter(torch.tensor(-2.0))
 
-    def forward(self, levels: Levels, words: Tensor, mask: Tensor, photo_of: Tensor) -> Tensor:
-        """Mask logits (B, 1, h, w) on the grid."""
-        joint = torch.stack(levels).sum(dim=0)  # (I, C, h, w)
-        c, h, w = joint.shape[1:]
-        common = self.common(joint + pixels_position(h, w, c, joint).T.view(c, h, w))
+    def forward(self, places: Tensor, words: Tensor, mask: Tensor, photo_of: Tensor) -> Tensor:
+        """places (I, C, h, w), words (B, T, words_width), mask (B, T), photo_of (B,) → mask logits (B, 1, h, w)."""
+        c, h, w = places.shape[1:]
+        common = self.common(places + pixels_position(h, w, c, places).T.view(c, h, w))
         pixels, anything = self.pixels(common).flatten(2), self.anything(common).flatten(2)  # (I, C, h·w), (I, 1, h·w)
         read = self.sentence(torch.cat([last_word(words, mask), average_word(words, mask)], dim=1))
         sentences = self.norm(read) if len(read) > 1 else read  # (B, C); one sentence alone has no statistics

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from refseg.errors import RefsegError, first_line
-from refseg.models.shnet import SHNet
+from refseg.models.interface import ReferringNetwork
 
 
-def load_backbone(model: SHNet, name: str) -> None:
+def load_backbone(model: ReferringNetwork, name: str) -> None:
     """Initialises the backbone from a transformers checkpoint: a folder or a hub id."""
     net: Any = model.image_encoder.backbone.net
     try:

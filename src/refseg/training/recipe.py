@@ -229,13 +229,13 @@ def _cast_plain(kind: type, value: Any, where: str) -> Any:
 
 
 def _check_model(model: dict[str, Any]) -> None:
-    from refseg.models.shnet import SHNetConfig
+    from refseg.models.interface import read_backbone_config
+    from refseg.models.registry import network_of
 
-    own = [name for name in SHNetConfig.__annotations__ if name != "model_type"]
-    _check_keys(model, own, "model.")
+    _check_keys(model, ["model_type", *network_of(model).config_class.settings()], "model.")
     backbone = model.get("backbone_config")
     if isinstance(backbone, dict) and "model_type" in backbone:
-        plain = SHNetConfig(backbone_config={"model_type": backbone["model_type"]}).backbone_config
+        plain = read_backbone_config({"model_type": backbone["model_type"]})
         _check_keys(backbone, list(plain.to_dict()), "model.backbone_config.")
 
 

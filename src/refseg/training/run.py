@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from transformers import set_seed
 
-from refseg.checkpoints import load_shnet
+from refseg.checkpoints import load_network
 from refseg.data.sources import load_rows
 from refseg.data.table import by_photograph
 from refseg.errors import RefsegError
-from refseg.models.shnet import SHNet, SHNetConfig
+from refseg.models.interface import ReferringNetwork
+from refseg.models.registry import build_network
 from refseg.training.backbones import load_backbone
 from refseg.training.recipe import Recipe, load_recipe
 from refseg.training.trainer import build_trainer, checkpoints, writing
@@ -46,7 +47,7 @@ def run(path: Path, overrides: Sequence[str] = (), resume: bool = False) -> Path
     expressions = [row.expression for photo in photos for row in photo]
     sentences = [sentence for file in recipe.sentences for sentence in read_sentences(Path(file))]
     if recipe.start:
-        started, vocabulary = load_shnet(recipe.start)
+        started, vocabulary = load_network(recipe.start)
         tokenizer = vocabulary.extended(expressions, sentences)
         model = continued_model(recipe, tokenizer, started)
     else:
@@ -66,9 +67,9 @@ def run(path: Path, overrides: Sequence[str] = (), resume: bool = False) -> Path
     return output
 
 
-def new_model(recipe: Recipe, tokenizer: WordTokenizer, sentences: Sequence[str]) -> SHNet:
+def new_model(recipe: Recipe, tokenizer: WordTokenizer, sentences: Sequence[str]) -> ReferringNetwork:
     """The recipe's network, initialised as it says."""
-    model = SHNet(SHNetConfig(**{**recipe.model, "vocabulary": len(tokenizer)}))
+    model = build_network({**recipe.model, "vocabulary": len(tokenizer)})
     if recipe.backbone_weights:
         load_backbone(model, recipe.backbone_weights)
     model.image_encoder.keep_statistics = model.config.freeze_backbone or recipe.backbone_weights is not None
@@ -83,11 +84,11 @@ def new_model(recipe: Recipe, tokenizer: WordTokenizer, sentences: Sequence[str]
     return model
 
 
-def continued_model(recipe: Recipe, tokenizer: WordTokenizer, started: SHNet) -> SHNet:
+def continued_model(recipe: Recipe, tokenizer: WordTokenizer, started: ReferringNetwork) -> ReferringNetwork:
     """A trained network with room for the tokenizer's new words, which start as the unknown word does."""
     changes = {"vocabulary": len(tokenizer), "calibration": None}  # another network's score means something else
     settings = started.config.to_dict() | recipe.model | changes
-    model = SHNet(SHNetConfig(**settings))
+    model = build_network(settings)
     state = started.state_dict()
     words = "text_encoder.embedding.weight"
     unknown = state[words][tokenizer.unknown_id]

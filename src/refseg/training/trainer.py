@@ -19,7 +19,7 @@ from transformers import Trainer, TrainingArguments
 from refseg.data.table import Row
 from refseg.engines.packed import packs
 from refseg.errors import RefsegError, first_line
-from refseg.models.shnet import SHNet
+from refseg.models.interface import ReferringNetwork, TokenBatch
 from refseg.training.alignment import Alignment
 from refseg.training.batches import Collate, PhotoDataset, PhotoSampler, scaled_grid
 from refseg.training.losses import choice_loss, mask_loss
@@ -49,10 +49,10 @@ def lay_channels_last(network: nn.Module) -> None:
 class Trainee(nn.Module):
     """The network with its losses, as `Trainer` wants it."""
 
-    def __init__(self, model: SHNet, recipe: TrainingRecipe) -> None:
+    def __init__(self, model: ReferringNetwork, recipe: TrainingRecipe) -> None:
         super().__init__()
         self.model = model
-        self.alignment = Alignment(model.config.width)
+        self.alignment = Alignment(model.config.width, model.text_encoder.width)
         lay_channels_last(self)
         self.alignment_weight = recipe.alignment_weight
         self.dice_weight, self.choice_weight = recipe.dice_weight, recipe.choice_weight
@@ -69,15 +69,17 @@ class Trainee(nn.Module):
     ) -> dict[str, Tensor]:
         config = self.model.config
         images = images.contiguous(memory_format=torch.channels_last)
-        levels = self.model.encode(images, scaled_grid(images.shape[-1], config.image_size, config.grid))
+        features = self.model.encode(images, scaled_grid(images.shape[-1], config.image_size, config.grid))
         losses = []
         if self.alignment_weight:
-            scores = self.alignment(levels, self.model.text_encoder(ids, mask), mask, photo_of)
+            words = self.model.text_encoder(ids, mask)
+            scores = self.alignment(self.model.places(features), words, mask, photo_of)
             coarse = [F.adaptive_avg_pool2d(shares, scores.shape[-1]) for shares in (targets, rivals)]
             losses.append(self.alignment_weight * self._loss(scores, *coarse))
         if answered.any():
-            logits = self.model(ids[answered], mask[answered], levels=levels, photo_of=photo_of[answered])
-            losses.append(self._loss(logits, targets[answered], rivals[answered]))
+            tokens = TokenBatch(ids[answered], mask[answered])
+            prediction = self.model(tokens, features=features, photo_of=photo_of[answered])
+            losses.append(self._loss(prediction.mask_logits, targets[answered], rivals[answered]))
         return {"loss": torch.stack(losses).sum()}
 
     def _loss(self, mask_logits: Tensor, targets: Tensor, rivals: Tensor) -> Tensor:
@@ -203,7 +205,11 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def build_trainer(
-    recipe: Recipe, model: SHNet, tokenizer: WordTokenizer, photos: Sequence[list[Row]], checkpoint: Path | None
+    recipe: Recipe,
+    model: ReferringNetwork,
+    tokenizer: WordTokenizer,
+    photos: Sequence[list[Row]],
+    checkpoint: Path | None,
 ) -> RecipeTrainer:
     training, config = recipe.training, model.config
     steps = training.max_steps or sum(phase.steps for phase in training.phases)

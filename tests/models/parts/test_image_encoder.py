@@ -4,7 +4,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from refseg.errors import RefsegError
-from refseg.models.parts.image_encoder import ImageEncoder, build_backbone
+from refseg.models.parts.image_encoder import ImageEncoder, PooledLevel, build_backbone
 
 RESNET = {
     "model_type": "resnet",
@@ -37,7 +37,8 @@ def backbone(settings, output_stride=None):
 def encoder(settings=RESNET, output_stride=None, freeze=True, mean=(0.5, 0.4, 0.3), std=(0.1, 0.2, 0.3)):
     torch.manual_seed(0)
     net = backbone(settings, output_stride)
-    return ImageEncoder(net, net.channels, 8, 4, list(mean), list(std), freeze)
+    levels = [PooledLevel(channels, 8) for channels in net.channels]
+    return ImageEncoder(net, levels, 4, mean, std, freeze=freeze)
 
 
 @pytest.mark.parametrize("name", BACKBONES)

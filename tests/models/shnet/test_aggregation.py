@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from refseg.models.parts.text_encoder import average_word
 from refseg.models.shnet.aggregation import (
     HCAM,
     Conv3DAggregation,
@@ -12,7 +13,6 @@ from refseg.models.shnet.aggregation import (
     JoinConv3D,
     SumAggregation,
 )
-from refseg.models.shnet.fusion import average_word
 
 B, C, T = 3, 4, 5
 GRIDS = [(2, 2), (2, 5), (4, 3), (6, 7)]

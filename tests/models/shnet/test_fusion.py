@@ -2,7 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from refseg.models.shnet.fusion import SFM, ConcatFusion, attention, average_word, last_word
+from refseg.models.parts.text_encoder import average_word, last_word
+from refseg.models.shnet.fusion import SFM, ConcatFusion, attention
 
 B, C, H, W, T = 2, 8, 3, 5, 4
 MASK = torch.tensor([[True, True, True, True], [True, True, False, False]])

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from refseg.models.shnet.fusion import average_word
+from refseg.models.parts.text_encoder import average_word
 from refseg.models.shnet.gated_aggregation import GBFM, MGATE, TGFE, Entry, Exchange
 
 B, C, T = 3, 4, 5

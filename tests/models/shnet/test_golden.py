@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from refseg.models.interface import TokenBatch
 from refseg.models.shnet import SHNet, SHNetConfig
 
 ANSWERS = Path(__file__).with_name("golden.json")
@@ -62,7 +63,8 @@ def network(**changes):
 def answers(name):
     """Mask logits (2, 8, 8) of two expressions about two photographs."""
     ids = torch.tensor([[3, 4, 5, 1], [6, 7, 0, 0]])
-    logits = network(**NETWORKS[name])(ids, ids > 0, images=numbers("photographs", (2, 3, 64, 64)).sigmoid())
+    photographs = numbers("photographs", (2, 3, 64, 64)).sigmoid()
+    logits = network(**NETWORKS[name])(TokenBatch(ids, ids > 0), images=photographs).mask_logits
     return logits.squeeze(1)
 
 

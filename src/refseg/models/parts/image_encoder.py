@@ -1,7 +1,8 @@
-"""Image encoder: a photograph becomes three levels on one common grid (paper, section 3.1)."""
+"""Image encoder: a photograph becomes levels on one common grid (SHNet's paper, section 3.1)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,12 +12,16 @@ from transformers import AutoBackbone, MobileNetV2Model, PretrainedConfig
 
 from refseg.errors import RefsegError
 
-Levels = tuple[Tensor, Tensor, Tensor]
-"""Level 2, 3 and 4 of a batch of I photographs, each (I, C, h, w)."""
+Maps = tuple[Tensor, Tensor, Tensor]
+"""A backbone's last three maps of I photographs, shallow to deep, each with its own channels and side."""
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Statistics of the photographs that most backbones learnt from, RGB in 0..1."""
 
 
 class ImageEncoder(nn.Module):
-    """Backbone, then per level: adaptive max pool to twice the grid, 3×3 convolution of stride 2.
+    """A backbone, and what brings each of its maps onto the common grid.
 
     Batch norm inside the backbone keeps its statistics, frozen or not: the batches are small.
     """
@@ -29,27 +34,21 @@ class ImageEncoder(nn.Module):
     def __init__(
         self,
         backbone: nn.Module,
-        channels: tuple[int, int, int],
-        width: int,
+        levels: Sequence[nn.Module],
         grid: int,
-        pixel_mean: list[float],
-        pixel_std: list[float],
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        *,
         freeze: bool,
     ) -> None:
+        """`levels`: one module per map of the backbone, called with the map and the cells a side; see `PooledLevel`."""
         super().__init__()
         self.backbone: Any = backbone.requires_grad_(not freeze)
         self.freeze = freeze
         self.grid = grid
-        self.project = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(level, width, 3, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(width),
-                nn.LeakyReLU(0.1),
-            )
-            for level in channels
-        )
-        self.register_buffer("mean", torch.tensor(pixel_mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(pixel_std).view(1, 3, 1, 1))
+        self.project = nn.ModuleList(levels)
+        self.register_buffer("mean", torch.tensor(list(pixel_mean)).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(list(pixel_std)).view(1, 3, 1, 1))
 
     def train(self, mode: bool = True) -> ImageEncoder:
         super().train(mode)
@@ -57,14 +56,24 @@ class ImageEncoder(nn.Module):
             self.backbone.eval()
         return self
 
-    def forward(self, images: Tensor, grid: int | None = None) -> Levels:
-        """images (I, 3, S, S) in 0..1 → three levels, each (I, C, grid, grid)."""
-        grid = grid or self.grid
+    def forward(self, images: Tensor, grid: int | None = None) -> tuple[Tensor, ...]:
+        """images (I, 3, S, S) in 0..1 → one level per map of the backbone, each (I, C, grid, grid)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
             maps = self.backbone((images - self.mean) / self.std)
-        pooled = [F.adaptive_max_pool2d(level, 2 * grid) for level in maps]
-        first, second, third = (project(level) for project, level in zip(self.project, pooled, strict=True))
-        return first, second, third
+        return tuple(project(level, grid or self.grid) for project, level in zip(self.project, maps, strict=True))
+
+
+class PooledLevel(nn.ModuleList):
+    """A map of the backbone on the common grid: adaptive max pool to twice the grid, 3×3 convolution of stride 2."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        conv = nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False)
+        super().__init__([conv, nn.BatchNorm2d(width), nn.LeakyReLU(0.1)])
+
+    def forward(self, level: Tensor, grid: int) -> Tensor:
+        """level (I, channels, any, any) → (I, width, grid, grid)."""
+        conv, norm, activation = self
+        return activation(norm(conv(F.adaptive_max_pool2d(level, 2 * grid))))
 
 
 class BackboneLevels(nn.Module):
@@ -82,7 +91,7 @@ class BackboneLevels(nn.Module):
         self.net = AutoBackbone.from_config(config)
         self.channels: tuple[int, int, int] = tuple(self.net.channels[-3:])
 
-    def forward(self, pixels: Tensor) -> Levels:
+    def forward(self, pixels: Tensor) -> Maps:
         second, third, fourth = self.net(pixels).feature_maps
         if second.shape[1] == self.channels[0]:
             return second, third, fourth
@@ -103,7 +112,7 @@ class MobileNetV2Levels(nn.Module):
         second, third, fourth = (self.net.layer[i].reduce_1x1.convolution.out_channels for i in self.LAST_BLOCKS)
         self.channels: tuple[int, int, int] = (second, third, fourth)
 
-    def forward(self, pixels: Tensor) -> Levels:
+    def forward(self, pixels: Tensor) -> Maps:
         hidden = self.net(pixels, output_hidden_states=True).hidden_states
         second, third, fourth = (hidden[i] for i in self.LAST_BLOCKS)
         return second, third, fourth

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 class TextEncoder(nn.Module):
     """Word embedding, then a one-way LSTM whose hidden state at each word is that word's feature."""
 
-    def __init__(self, vocabulary: int, embedding: int, width: int, dropout: float, freeze: bool) -> None:
+    def __init__(self, vocabulary: int, embedding: int, width: int, dropout: float, *, freeze: bool) -> None:
         super().__init__()
+        self.width = width
         self.embedding = nn.Embedding(vocabulary, embedding, padding_idx=0)
         self.embedding.weight.requires_grad_(not freeze)
         self.dropout = nn.Dropout(dropout)
@@ -23,3 +24,14 @@ class TextEncoder(nn.Module):
         with torch.autocast("cpu", enabled=False):
             words, _ = self.lstm(self.dropout(self.embedding(ids)))
         return words * mask.unsqueeze(-1)
+
+
+def last_word(words: Tensor, mask: Tensor) -> Tensor:
+    """words (B, T, C), mask (B, T) → the sentence's last word, (B, C)."""
+    last = mask.sum(dim=1).clamp(min=1) - 1
+    return words[torch.arange(words.shape[0], device=words.device), last]
+
+
+def average_word(words: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the sentence's real words, (B, C); zero for a sentence without any."""
+    return (words * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refseg.models.shnet.fusion import Fused, average_word
+from refseg.models.parts.text_encoder import average_word
+from refseg.models.shnet.fusion import Fused
 
 
 class HCAM(nn.Module):

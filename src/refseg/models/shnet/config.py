@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig
 
 from refseg.errors import RefsegError
+from refseg.models.interface import ReferringConfig
+from refseg.models.parts.image_encoder import IMAGENET_MEAN, IMAGENET_STD
 from refseg.models.shnet.aggregation import HCAM, Conv3DAggregation, ConvLSTMAggregation, SumAggregation
+from refseg.models.shnet.fusion import SFM, ConcatFusion
 from refseg.models.shnet.gated_aggregation import GBFM, MGATE, TGFE
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-FUSIONS = ("sfm", "concat")
+FUSIONS: dict[str, Callable[[SHNetConfig], nn.Module]] = {
+    "sfm": lambda config: SFM(
+        config.width,
+        config.fusion_heads,
+        config.fusion_layers,
+        config.fusion_ffn,
+        config.dropout,
+        config.position,
+    ),
+    "concat": lambda config: ConcatFusion(config.width),
+}
 AGGREGATIONS: dict[str, Callable[[SHNetConfig], nn.Module]] = {
     "hcam": lambda config: HCAM(config.width, config.dropout),
     "conv3d": lambda config: Conv3DAggregation(config.width),
@@ -27,32 +36,12 @@ AGGREGATIONS: dict[str, Callable[[SHNetConfig], nn.Module]] = {
 }
 
 
-class SHNetConfig(PretrainedConfig):
+class SHNetConfig(ReferringConfig):
     """Every size of the network; the defaults are the light network that ships with the package."""
 
     model_type = "shnet"
+    magnification: ClassVar[int] = 4
 
-    backbone_config: Any = None
-    """A `transformers` backbone's config or its dictionary with `model_type`; None means MobileNetV2."""
-    output_stride: int | None = None
-    """8, 16 or 32; dilates a ResNet. None keeps the backbone's own."""
-    freeze_backbone: bool = True
-    pixel_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
-    pixel_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
-    """Statistics of the backbone's training, for pixels in 0..1."""
-    image_size: int = 320
-    """Side S of the square network input, in pixels."""
-    grid: int = 20
-    """Side h = w of the common grid; the mask logits are 4·grid on a side."""
-
-    vocabulary: int = 64
-    max_words: int = 25
-    word_size: int = 128
-    """Width of the word embedding; 300 for GloVe."""
-    freeze_words: bool = False
-
-    width: int = 128
-    """Channels C of levels and words."""
     fusion: str = "sfm"
     """`sfm`, or `concat` for the paper's baseline."""
     fusion_layers: int = 2
@@ -64,55 +53,17 @@ class SHNetConfig(PretrainedConfig):
     aspp_rates: list[int] | tuple[int, ...] = (3, 6, 12)
     decoder_widths: list[int] | tuple[int, ...] = (128, 64, 32)
     """Channels of the three convolutions at h, 2h and 4h."""
-    dropout: float = 0.1
 
-    threshold: float = 0.5
-    """Probability above which a pixel belongs to the mask."""
-    calibration: dict[str, Any] | None = None
-    """What `refseg calibrate` found the score to be worth; see `refseg.calibration`."""
-    training_data: str = ""
-    """Where the weights come from, in words: data, initialisation and recipe."""
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        backbone = self.backbone_config or {"model_type": "mobilenet_v2", "output_stride": 16}
-        if isinstance(backbone, dict):
-            backbone = dict(backbone)
-            name = backbone.pop("model_type", None)
-            if name is None:
-                raise RefsegError("backbone_config lacks model_type; name one, such as resnet or mobilenet_v2")
-            try:
-                backbone = AutoConfig.for_model(name, **backbone)
-            except ValueError as fault:
-                raise RefsegError(f"transformers knows no backbone {name!r}; try resnet or swin") from fault
-            except StrictDataclassError as fault:
-                raise RefsegError(f"backbone_config does not fit {name}: {' '.join(str(fault).split())}") from fault
-        self.backbone_config = backbone
-        self._check()
-        super().__post_init__(**kwargs)
-
-    def _check(self) -> None:
-        for name, valid in (("fusion", FUSIONS), ("aggregation", tuple(AGGREGATIONS))):
-            if getattr(self, name) not in valid:
-                raise RefsegError(f"unknown {name} {getattr(self, name)!r}; one of: {', '.join(valid)}")
-        for name in ("vocabulary", "max_words", "word_size", "width", "fusion_heads", "fusion_layers", "fusion_ffn"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise RefsegError(f"{name} is {value!r}; give a whole number from 1 up")
-        for name, low, high in (("image_size", 16, 4096), ("grid", 2, 256)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or not low <= value <= high:
-                raise RefsegError(f"{name} is {value!r}; give a whole number from {low} to {high}")
-        for name in ("pixel_mean", "pixel_std"):
-            values = getattr(self, name)
-            numbers = len(values) == 3 and all(isinstance(value, int | float) for value in values)
-            if not numbers or not all(map(math.isfinite, values)) or (name == "pixel_std" and min(values) <= 0):
-                raise RefsegError(f"{name} is {values!r}; give three numbers, the backbone's statistics")
+    def check(self) -> None:
+        """Raises RefsegError for the first setting that does not fit."""
+        self.check_choice("fusion", FUSIONS)
+        self.check_choice("aggregation", AGGREGATIONS)
+        super().check()
+        self.check_whole_numbers(("fusion_heads", "fusion_layers", "fusion_ffn"))
         for name in ("aspp_rates", "decoder_widths"):
             values = getattr(self, name)
             if not all(isinstance(value, int) and value > 0 for value in values):
                 raise RefsegError(f"{name} is {values!r}; give whole numbers from 1 up")
-        if not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
-            raise RefsegError(f"dropout is {self.dropout!r}; give a number from 0 up to 1")
         if self.width % self.fusion_heads:
             raise RefsegError(f"width {self.width} does not divide among {self.fusion_heads} fusion_heads")
         if len(self.decoder_widths) != 3:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refseg.models.parts.position import pixels_position, words_position
+from refseg.models.parts.text_encoder import last_word
 
 Fused = tuple[Tensor, Tensor]
 """One level after fusion: pixels (B, C, h, w) and words (B, T, C)."""
@@ -113,14 +114,3 @@ class ConcatFusion(nn.Module):
     def forward(self, level: Tensor, words: Tensor, mask: Tensor) -> Fused:
         sentence = last_word(words, mask)[:, :, None, None].expand(-1, -1, *level.shape[2:])
         return self.mix(torch.cat([level, sentence], dim=1)), words
-
-
-def last_word(words: Tensor, mask: Tensor) -> Tensor:
-    """The LSTM's state after the sentence's last word, (B, C)."""
-    last = mask.sum(dim=1).clamp(min=1) - 1
-    return words[torch.arange(words.shape[0], device=words.device), last]
-
-
-def average_word(words: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the sentence's real words, (B, C); zero for a sentence without any."""
-    return (words * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
