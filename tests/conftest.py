@@ -17,34 +17,23 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Its weights are larger than a fresh network's, so that answers differ between photographs and between
     expressions and are neither empty nor full.
     """
+    from tiny import tiny_config
+
     from refseg.models.interface import TokenBatch
-    from refseg.models.shnet import SHNet, SHNetConfig
+    from refseg.models.shnet import SHNet
     from refseg.words import WordTokenizer
 
     tokenizer = WordTokenizer.from_expressions(SENTENCES)
-    config = SHNetConfig(
-        backbone_config={"model_type": "mobilenet_v2", "depth_multiplier": 0.35, "output_stride": 16},
-        image_size=64,
-        grid=4,
-        vocabulary=len(tokenizer),
-        word_size=8,
-        width=16,
-        fusion_layers=1,
-        fusion_heads=2,
-        fusion_ffn=16,
-        aspp_rates=(1, 2, 3),
-        decoder_widths=(8, 8, 8),
-    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = SHNet(config).eval()
+        model = SHNet(tiny_config(vocabulary=len(tokenizer))).eval()
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 torch.nn.init.kaiming_normal_(parameter, mode="fan_in")
         noise = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         tokens = tokenizer(SENTENCES)
-        logits = model(TokenBatch(tokens.ids, tokens.mask), images=noise).mask_logits
+        logits = model(TokenBatch(torch.as_tensor(tokens.ids), torch.as_tensor(tokens.mask)), images=noise).mask_logits
         model.decoder.head.weight /= logits.std()
         model.decoder.head.bias -= logits.median() / logits.std()
     folder = tmp_path_factory.mktemp("tiny")

@@ -1,8 +1,10 @@
 """A training run of seconds, for tests: a recipe and what runs it."""
 
 import yaml
+from tiny import TINY
 
 MODEL = {
+    **{name: value for name, value in TINY.items() if name != "vocabulary"},
     "backbone_config": {
         "model_type": "convnext",
         "depths": [1, 1, 1, 1],
@@ -10,14 +12,10 @@ MODEL = {
         "drop_path_rate": 0.0,
     },
     "freeze_backbone": False,
-    "image_size": 64,
     "grid": 8,
     "width": 32,
     "word_size": 16,
-    "fusion_layers": 1,
-    "fusion_heads": 2,
     "fusion_ffn": 32,
-    "aspp_rates": [1, 2, 3],
     "decoder_widths": [16, 16, 16],
     "dropout": 0.0,
 }

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import tiny_config
 from torch import nn
 from transformers import AutoConfig, AutoModel
 
@@ -93,7 +94,7 @@ def file(tmp_path):
 def test_a_converted_backbone_yields_the_ports_levels(output_stride, file, tmp_path):
     convert_deeplab(file, tmp_path / "out")
     backbone = AutoConfig.from_pretrained(tmp_path / "out").to_dict()
-    model = SHNet(SHNetConfig(backbone_config=backbone, output_stride=output_stride, image_size=64, grid=4))
+    model = SHNet(tiny_config(backbone_config=backbone, output_stride=output_stride))
     load_backbone(model, str(tmp_path / "out"))
     images = torch.rand(2, 3, 96, 64)
     levels = model.eval().image_encoder.backbone(images)

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny import tiny_config
 
 from refseg.models.interface import TokenBatch
-from refseg.models.shnet import SHNet, SHNetConfig
+from refseg.models.shnet import SHNet
 
 ANSWERS = Path(__file__).with_name("golden.json")
 NETWORKS = {
@@ -36,19 +37,8 @@ def numbers(name, shape):
 
 
 def network(**changes):
-    settings = {
-        "backbone_config": {"model_type": "mobilenet_v2", "depth_multiplier": 0.35, "output_stride": 16},
-        "image_size": 64,
-        "grid": 2,
-        "vocabulary": 12,
-        "word_size": 6,
-        "width": 8,
-        "fusion_heads": 2,
-        "fusion_ffn": 8,
-        "aspp_rates": (1, 2),
-        "decoder_widths": (8, 8, 8),
-    }
-    model = SHNet(SHNetConfig(**{**settings, **changes})).eval()
+    sizes = {"grid": 2, "word_size": 6, "width": 8, "fusion_layers": 2, "fusion_ffn": 8, "aspp_rates": (1, 2)}
+    model = SHNet(tiny_config(**{**sizes, **changes})).eval()
     for name, tensor in model.state_dict().items():
         if name.endswith("running_var"):
             tensor.copy_(1 + 0.5 * numbers(name, tensor.shape).tanh())

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from tiny import tiny_config
 
 from refseg.errors import RefsegError
 from refseg.models.interface import TokenBatch
@@ -15,27 +16,11 @@ MASK = IDS > 0
 EXACT = {"rtol": 1e-4, "atol": 1e-5}
 
 
-def config(**changes):
-    settings = {
-        "backbone_config": {"model_type": "mobilenet_v2", "depth_multiplier": 0.35, "output_stride": 16},
-        "image_size": 64,
-        "grid": 4,
-        "vocabulary": 12,
-        "word_size": 6,
-        "width": 8,
-        "fusion_layers": 1,
-        "fusion_heads": 2,
-        "fusion_ffn": 8,
-        "aspp_rates": (1, 2),
-        "decoder_widths": (8, 8, 8),
-    }
-    return SHNetConfig(**{**settings, **changes})
-
-
 def network(**changes):
     """Weights larger than a fresh network's, whose answers hardly differ from each other."""
     torch.manual_seed(0)
-    model = SHNet(config(**changes)).eval()
+    sizes = {"word_size": 6, "width": 8, "fusion_ffn": 8, "aspp_rates": (1, 2)}
+    model = SHNet(tiny_config(**{**sizes, **changes})).eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.kaiming_normal_(parameter)
@@ -182,4 +167,4 @@ def test_ablations_of_the_paper_are_values():
 )
 def test_faults_of_the_config_name_the_cure(changes, cure):
     with pytest.raises(RefsegError, match=cure):
-        config(**changes)
+        tiny_config(**changes)
