@@ -1,6 +1,6 @@
 import pytest
 
-from refseg.files import whole
+from refseg.files import lock, whole
 
 
 def test_a_file_replaces_what_was_there(tmp_path):
@@ -31,7 +31,14 @@ def test_a_folder_replaces_no_full_one(tmp_path):
 
 
 def test_one_name_is_written_by_several_at_once(tmp_path):
-    with whole(tmp_path / "a") as one, whole(tmp_path / "a") as other:
-        one.write_text("one")
-        other.write_text("other")
-    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a", "one")]
+    with whole(tmp_path / "a") as first, whole(tmp_path / "a") as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a", "first")]
+
+
+def test_a_lock_is_taken_once_and_given_back_by_closing(tmp_path):
+    with (tmp_path / "a").open("w+b") as first, (tmp_path / "a").open("r+b") as second:
+        assert lock(first) and not lock(second)
+        first.close()
+        assert lock(second)

@@ -1,20 +1,22 @@
-"""What is written appears whole or not at all."""
+"""Files that appear whole or not at all, and files that only one process writes."""
 
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 from uuid import uuid4
 
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Where to write the file or the folder that is to stand at `path`; it does when the block ends without a fault.
+    """Where to write a file or folder that appears at `path` when the block ends without a fault.
 
-    Until then it lies beside it under a name of its own, so that several processes may write the same. A file replaces
-    what was there; a folder only replaces an empty one. Raises OSError where neither can be.
+    Until then it has a name of its own next to `path`, so that several processes may write the same path.
+    A file replaces what was there. A folder replaces only an empty folder. Raises OSError where that fails.
     """
     unfinished = path.with_name(f".{uuid4().hex}.part")
     try:
@@ -25,3 +27,19 @@ def whole(path: Path) -> Iterator[Path]:
             shutil.rmtree(unfinished, ignore_errors=True)
         else:
             unfinished.unlink(missing_ok=True)
+
+
+def lock(file: IO[bytes]) -> bool:
+    """Takes the lock of an open file; False if it is taken already. Closing the file or a crash gives it back."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -52,10 +52,10 @@ def run_lengths(counts: bytes) -> npt.NDArray[np.int64]:
     return runs
 
 
-def iou(one: Mask, other: Mask) -> float:
+def iou(first: Mask, second: Mask) -> float:
     """Intersection over union of two masks of one size, 0..1; 0 where both are empty."""
-    union = np.count_nonzero(one | other)
-    return np.count_nonzero(one & other) / union if union else 0.0
+    union = np.count_nonzero(first | second)
+    return np.count_nonzero(first & second) / union if union else 0.0
 
 
 def polygons(mask: Mask) -> list[list[int]]:

@@ -294,6 +294,48 @@ def test_somebody_s_own_file_is_not_written_into(label):
     assert Path("coco.labels.jsonl").read_text() == "my notes\n"
 
 
+def test_a_second_run_on_one_output_is_refused(label, here, segmenter):
+    with Journal(Path("coco.labels.jsonl"), identity(segmenter)):
+        before = Path("coco.labels.jsonl").read_bytes()
+        code, out, err = label()
+        assert (code, out) == (2, "") and "another run is writing to coco.labels.jsonl" in err
+        assert len(err.splitlines()) == 1 and Path("coco.labels.jsonl").read_bytes() == before
+    assert label()[0] == 0
+
+
+def test_two_processes_on_one_output_never_mix_their_answers(here, label, tiny_model):
+    """One is told to wait, the other labels every photograph as a run without company does."""
+    assert label(out="alone.json")[0] == 0
+    processes = [start(tiny_model) for _ in range(2)]
+    ends = [(process.communicate(timeout=300), process.returncode) for process in processes]
+    assert sorted(code for _, code in ends) in ([0, 2], [0, 0]), ends
+    assert all("another run is writing" in err for (_, err), code in ends if code)
+    assert Path("coco.json").read_bytes() == Path("alone.json").read_bytes()
+
+
+def test_another_photograph_s_record_is_never_taken_for_it(here, segmenter, label):
+    """A line of the same length that something else wrote over the journal while it was open."""
+    label()
+    path = Path("coco.labels.jsonl")
+    with Journal(path, identity(segmenter)) as journal:
+        record = journal["a.png"]
+        path.write_bytes(path.read_bytes().replace(b'"photo": "a.png"', b'"photo": "x.png"'))
+        journal.add({**record, "photo": "new.png"})
+        with pytest.raises(RefsegError, match="changed by something else"):
+            journal["a.png"]
+
+
+@pytest.mark.parametrize(
+    "line", [b'{"photo": "b.jpg"}\n', b'{"photo": ["b.jpg"], "stamp": 1, "size": 2, "results": 3}\n']
+)
+def test_a_line_of_a_journal_that_is_no_record_is_passed_over(label, encoded, line):
+    label()
+    with Path("coco.labels.jsonl").open("ab") as file:
+        file.write(line)
+    encoded.clear()
+    assert label()[0] == 0 and encoded == []
+
+
 # Bad photographs
 
 

@@ -1,4 +1,4 @@
-"""A folder of photographs labelled, one record a photograph; what computes them is an engine."""
+"""A folder of photographs labelled, one record a photograph; an executor decides where they are computed."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ class Skipped:
     reason: str
 
 
-Engine = Callable[[Sequence[Task]], Iterable[Record | Skipped]]
-"""Answers tasks in any order, each once."""
+Executor = Callable[[Sequence[Task]], Iterable[Record | Skipped]]
+"""Answers each task once, in any order."""
 
 
 def remaining(plan: Plan, folder: Path, journal: Journal) -> list[Task]:
-    """What the journal lacks. Raises RefsegError if it holds answers to other expressions."""
+    """What the journal lacks. Raises RefsegError if it has answers to other expressions."""
     finished = journal.finished(plan, folder)
     return [(photo, distinct(labels)) for photo, labels in plan.items() if photo not in finished]
 
 
-def label(tasks: Sequence[Task], journal: Journal, engine: Engine) -> Iterator[Record | Skipped]:
+def label(tasks: Sequence[Task], journal: Journal, execute: Executor) -> Iterator[Record | Skipped]:
     """Does the tasks, and writes each photograph into the journal before it is handed out."""
-    for outcome in engine(tasks):
+    for outcome in execute(tasks):
         if not isinstance(outcome, Skipped):
             journal.add(outcome)
         yield outcome
 
 
-def one_after_the_other(segmenter: Segmenter, folder: Path) -> Engine:
-    """The engine that computes in this process."""
+def one_after_the_other(segmenter: Segmenter, folder: Path) -> Executor:
+    """The executor that computes in this process."""
     return lambda tasks: (answer(segmenter, folder, task) for task in tasks)
 
 
 def answer(segmenter: Segmenter, folder: Path, task: Task) -> Record | Skipped:
-    """One photograph, encoded once for all its expressions; every engine's work is this."""
+    """One photograph, encoded once for all its expressions; this is the work of every executor."""
     photo, expressions = task
     seen = stamp(folder / photo)  # before it is read: where it changes meanwhile, it is done once more
     try:

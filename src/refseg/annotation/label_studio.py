@@ -72,13 +72,13 @@ def _label(tag: ElementTree.Element) -> tuple[str, str]:
     return tag.get("alias") or value, tag.get("expression") or value
 
 
-def find_photo(said: str, folder: Path) -> Path:
-    """The file that a task means by a path: one in `folder`, which is where Label Studio keeps its files.
+def find_photo(address: str, folder: Path) -> Path:
+    """The file that a task's address means: one in `folder`, which is where Label Studio keeps its files.
 
     /data/local-files/?d=a.jpg is a.jpg there, /data/upload/1/a.jpg is upload/1/a.jpg, and a.jpg is itself. Raises
     RefsegError for what lies outside, does not exist, or would have to be fetched.
     """
-    parts = urllib.parse.urlsplit(said)
+    parts = urllib.parse.urlsplit(address)
     if parts.scheme or parts.netloc:
         raise RefsegError(
             "the photograph is at an address, and nothing is fetched; let Label Studio serve it from local files"

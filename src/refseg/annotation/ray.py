@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refseg.annotation.journal import Record
-from refseg.annotation.label import Engine, Skipped, Task, answer, identity
+from refseg.annotation.label import Executor, Skipped, Task, answer, identity
 from refseg.errors import RefsegError
 
 if TYPE_CHECKING:
@@ -20,12 +20,12 @@ _BLOCK = 4
 """Photographs of one parcel of work, which is lost and done again where a worker dies."""
 
 
-def over_ray(load: Callable[[], Segmenter], folder: Path, made_by: Record, on_gpus: bool) -> Engine:
-    """The engine whose workers each hold the model: one per GPU if asked and there are any, else one per core.
+def over_ray(load: Callable[[], Segmenter], folder: Path, made_by: Record, on_gpus: bool) -> Executor:
+    """The executor whose workers each load the model: one per GPU if asked and there are any, else one per core.
 
     `load` is pickled and called in every worker. `folder` and whatever `load` reads must lie at the same place on
-    every machine. The cluster is that of RAY_ADDRESS, one that this machine has started, or a new one on this
-    machine alone. A worker whose model has not the identity `made_by` refuses. Raises RefsegError without Ray, or
+    every machine. The cluster is that of RAY_ADDRESS, one that this machine has started, or a new one on
+    this machine. A worker whose model has not the identity `made_by` refuses. Raises RefsegError without Ray, or
     where the cluster cannot be reached.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report itself to its makers
@@ -33,9 +33,9 @@ def over_ray(load: Callable[[], Segmenter], folder: Path, made_by: Record, on_gp
         import ray
         import ray.data
     except ImportError as fault:
-        raise RefsegError(f'the engine ray needs {fault.name}; pip install "refseg[ray]"') from fault
+        raise RefsegError(f'Ray needs {fault.name}; pip install "refseg[ray]"') from fault
 
-    def engine(tasks: Sequence[Task]) -> Iterator[Record | Skipped]:
+    def execute(tasks: Sequence[Task]) -> Iterator[Record | Skipped]:
         if not tasks:
             return
         _connect(ray)
@@ -58,7 +58,7 @@ def over_ray(load: Callable[[], Segmenter], folder: Path, made_by: Record, on_gp
         except ray.exceptions.RayError as fault:
             raise RefsegError(f"a worker of Ray failed ({_reason(fault)}); mend that and start again") from fault
 
-    return engine
+    return execute
 
 
 class _Worker:
