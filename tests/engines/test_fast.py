@@ -12,7 +12,7 @@ from refseg.engines import convolutions, packed
 from refseg.engines.fast import FastSHNet, fastest_form
 from refseg.engines.fast_encoder import FoldedConv, fold_backbone
 from refseg.models.interface import Prediction, TokenBatch
-from refseg.models.parts.image_encoder import build_backbone
+from refseg.models.parts.backbone import build_backbone
 from refseg.models.shnet import SHNet, SHNetConfig
 
 RESNET = {

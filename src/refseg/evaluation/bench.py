@@ -28,7 +28,7 @@ from refseg.engines.fast import fastest_form
 from refseg.engines.packed import Linear, packs
 from refseg.errors import RefsegError
 from refseg.models.interface import Prediction, TokenBatch
-from refseg.models.parts.image_encoder import IMAGENET_MEAN, IMAGENET_STD
+from refseg.models.parts.backbone import IMAGENET_MEAN, IMAGENET_STD
 from refseg.models.shnet import SHNet, SHNetConfig
 from refseg.models.shnet.aggregation import HCAM, Gate
 from refseg.segmenter import Network, Segmenter, load

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from refseg.errors import RefsegError
+from refseg.models.parts.backbone import read_backbone_config
 
 Features = tuple[Tensor, ...]
 """All that no word touches, of a batch of I photographs: each tensor is (I, …), and the network knows their order."""
@@ -104,23 +104,6 @@ class ReferringConfig(PretrainedConfig):
         """Raises RefsegError for a setting that is none of the valid values."""
         if getattr(self, name) not in (valid := list(valid)):
             raise RefsegError(f"unknown {name} {getattr(self, name)!r}; one of: {', '.join(valid)}")
-
-
-def read_backbone_config(backbone: Any) -> PretrainedConfig:
-    """The backbone's config from its dictionary. Raises RefsegError for a type or a setting that does not exist."""
-    backbone = backbone or {"model_type": "mobilenet_v2", "output_stride": 16}
-    if not isinstance(backbone, dict):
-        return backbone
-    backbone = dict(backbone)
-    name = backbone.pop("model_type", None)
-    if name is None:
-        raise RefsegError("backbone_config lacks model_type; name one, such as resnet or mobilenet_v2")
-    try:
-        return AutoConfig.for_model(name, **backbone)
-    except ValueError as fault:
-        raise RefsegError(f"transformers knows no backbone {name!r}; try resnet or swin") from fault
-    except StrictDataclassError as fault:
-        raise RefsegError(f"backbone_config does not fit {name}: {' '.join(str(fault).split())}") from fault
 
 
 class TokenBatch(NamedTuple):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from refseg.checkpoints import quiet_transformers
 from refseg.errors import RefsegError, first_line
 from refseg.models.interface import Features, Prediction, TokenBatch
-from refseg.models.parts.image_encoder import IMAGENET_MEAN, IMAGENET_STD
+from refseg.models.parts.backbone import IMAGENET_MEAN, IMAGENET_STD
 from refseg.words import Tokens
 
 CONFIDENCE = 0.5

@@ -4,7 +4,8 @@ from torch import nn
 from transformers import AutoConfig
 
 from refseg.errors import RefsegError
-from refseg.models.parts.image_encoder import ImageEncoder, PooledLevel, build_backbone
+from refseg.models.parts.backbone import build_backbone
+from refseg.models.parts.image_encoder import ImageEncoder, PooledLevel
 
 RESNET = {
     "model_type": "resnet",

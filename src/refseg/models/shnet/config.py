@@ -9,7 +9,7 @@ from torch import nn
 
 from refseg.errors import RefsegError
 from refseg.models.interface import ReferringConfig
-from refseg.models.parts.image_encoder import IMAGENET_MEAN, IMAGENET_STD
+from refseg.models.parts.backbone import IMAGENET_MEAN, IMAGENET_STD
 from refseg.models.shnet.aggregation import HCAM, Conv3DAggregation, ConvLSTMAggregation, SumAggregation
 from refseg.models.shnet.fusion import SFM, ConcatFusion
 from refseg.models.shnet.gated_aggregation import GBFM, MGATE, TGFE

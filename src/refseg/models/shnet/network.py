@@ -8,8 +8,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from refseg.models.interface import Features, Prediction, ReferringNetwork, TokenBatch
+from refseg.models.parts.backbone import build_backbone
 from refseg.models.parts.decoder import Decoder
-from refseg.models.parts.image_encoder import ImageEncoder, PooledLevel, build_backbone
+from refseg.models.parts.image_encoder import ImageEncoder, PooledLevel
 from refseg.models.parts.text_encoder import TextEncoder
 from refseg.models.shnet.config import AGGREGATIONS, FUSIONS, SHNetConfig
 
