@@ -252,6 +252,41 @@ def test_gres_asks_the_answer_whether_it_found_something():
     assert (record["no_target_accuracy"], record["target_accuracy"]) == (1, 1)
 
 
+def test_gres_does_not_lose_a_referent_that_its_square_is_too_coarse_for():
+    """Of 960 columns, a square of 480 keeps every second one."""
+    size = (4, 960)
+    masks = np.zeros((2, *size), dtype=bool)
+    masks[0, :, 0], masks[1, :, 1] = True, True
+    rows = [Row(Path("a.png"), 1, *size, "0", encode_mask(mask)) for mask in masks]
+    report = evaluate(ColumnSegmenter(size), rows, progress=False, protocol=GRES)
+    assert sorted(answer.pixels.target for answer in report.answers) == [0, 480]
+    assert report.overall.target_accuracy == report.overall.mean_iou == 0  # both were missed
+    assert report.to_dict()["scores"]["all"]["all"]["no_target_accuracy"] is None
+
+
+def test_a_sentence_without_a_referent_has_no_size_and_no_siblings():
+    nothing = Row(Path("a.png"), 1, *SIZE, "0", encode_mask(mask_of(0)), kind="nothing")
+    report = evaluate(ColumnSegmenter(), [nothing, row("a.png", 5, "5", kind="typed")], progress=False, protocol=GRES)
+    counts = {group: {name: scores.count for name, scores in own.items()} for group, own in report.scores.items()}
+    assert counts["size"] == {"20% and more": 1} and counts["siblings"] == {"without": 1}
+    assert counts["kind"] == {"nothing": 1, "typed": 1} and counts["all"] == {"all": 2}
+
+
+def test_only_cris_undoes_the_letterbox_of_a_network():
+    size = (50, 100)  # in the middle half of the square
+    rows = [Row(Path("a.png"), 1, *size, "5", encode_mask(mask_of(50, size)))]
+    segmenter = LogitSegmenter(size)
+    segmenter.letterbox = True
+    for protocol in (LAVT, SHNET, GRES):
+        pixels = evaluate(segmenter, rows, progress=False, protocol=protocol).overall.pixels[0]
+        assert pixels.prediction == protocol.bring(mask_of(5, size), 64).sum()  # its masks are scored
+    middle = CRIS.decide(segmenter.mask_logits(None, ["5"]), size, 64, letterbox=True)
+    assert evaluate(segmenter, rows, progress=False, protocol=CRIS).overall.pixels[0].prediction == middle.sum()
+    del segmenter.letterbox
+    plain = evaluate(segmenter, rows, progress=False, protocol=CRIS).overall.pixels[0]
+    assert plain.prediction == CRIS.decide(segmenter.mask_logits(None, ["5"]), size, 64).sum() != middle.sum()
+
+
 def test_a_photograph_of_another_size_is_skipped_under_every_protocol():
     odd = [Row(Path("c.png"), "c", 4, 4, "2", encode_mask(mask_of(2, (4, 4)))), row("a.png", 4, "4")]
     for protocol in PROTOCOLS.values():

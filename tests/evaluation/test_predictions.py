@@ -1,13 +1,15 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from refseg.data.table import Row
+from refseg.data.table import Row, write_table
 from refseg.errors import RefsegError
 from refseg.evaluation.predictions import score_predictions
-from refseg.evaluation.protocols import GRES, LAVT, SHNET
+from refseg.evaluation.protocols import GRES, LAVT, PROTOCOLS, SHNET
 from refseg.masks import encode_mask
 
 SIZE = (8, 10)
@@ -154,3 +156,23 @@ def test_gres_takes_found_from_the_line(scored):
 
 def test_uncompressed_run_lengths(scored):
     assert ious(scored([{"row": 0, "rle": {"size": [8, 10], "counts": [0, 32, 48]}}]))[0] == 1
+
+
+PROGRAM = """
+import sys
+sys.modules["torch"] = None
+from refseg.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_predictions_are_scored_without_torch(tmp_path, protocol):
+    write_table(tmp_path / "table.jsonl", ROWS)
+    lines = [json.dumps({"row": number, "rle": rle(4)}) for number in range(3)]
+    (tmp_path / "lines.jsonl").write_text("\n".join(lines))
+    command = ["score", tmp_path / "lines.jsonl", "--data", tmp_path / "table.jsonl", "--resolution", 320]
+    line = [sys.executable, "-c", PROGRAM, *map(str, command), "--protocol", protocol, "--json"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["protocol"] == protocol

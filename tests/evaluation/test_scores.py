@@ -274,8 +274,8 @@ def nearest(mask, size):
     return mask[rows][:, columns]
 
 
-def cubic(values, size):
-    """Keys' kernel with a = −0.75, half-pixel centres, edges repeated."""
+def cubic(values, rows, columns, repeat):
+    """Keys' kernel with a = −0.75 at the given places; outside is 0, or the edge repeated."""
 
     def weight(x):
         x, a = abs(x), -0.75
@@ -283,16 +283,26 @@ def cubic(values, size):
             return (a + 2) * x**3 - (a + 3) * x**2 + 1
         return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
 
-    def along(values, length):
-        out = np.zeros((length, values.shape[1]))
-        for k in range(length):
-            place = (k + 0.5) * len(values) / length - 0.5
+    def along(values, places):
+        out = np.zeros((len(places), values.shape[1]))
+        for k, place in enumerate(places):
             low = math.floor(place)
             for tap in range(low - 1, low + 3):
-                out[k] += weight(place - tap) * values[min(max(tap, 0), len(values) - 1)]
+                if repeat or 0 <= tap < len(values):
+                    out[k] += weight(place - tap) * values[min(max(tap, 0), len(values) - 1)]
         return out
 
-    return along(along(values, size[0]).T, size[1]).T
+    return along(along(values, rows).T, columns).T
+
+
+def cris(probability, size, side, letterbox=False):
+    """Corners on corners to the network's square, then by OpenCV 4's places, in steps of 1/32, to the photograph."""
+    places = [[k * (length - 1) / (side - 1) for k in range(side)] for length in probability.shape]
+    square = cubic(probability, *places, repeat=True)
+    scale = [min(side / whole for whole in size) if letterbox else side / length for length in size]
+    border = [(side - length * step) / 2 for length, step in zip(size, scale, strict=True)]
+    exact = [[k * step + b for k in range(n)] for n, step, b in zip(size, scale, border, strict=True)]
+    return cubic(square, *([math.floor(place * 32 + 0.5) / 32 for place in axis] for axis in exact), repeat=False)
 
 
 def sigmoid(values):
@@ -316,13 +326,81 @@ def test_the_pixels_that_are_scored(protocol, size):
     assert protocol.bring_target(mask, INPUT).shape == protocol.bring(mask, INPUT).shape == size
     for number in range(2):
         small = logits[number, 0].numpy().astype(float)
-        if protocol is CRIS:
-            probability = cubic(cubic(sigmoid(small), (INPUT, INPUT)), size)
-        else:
-            probability = sigmoid(bilinear(small, size))
+        probability = cris(sigmoid(small), size, INPUT) if protocol is CRIS else sigmoid(bilinear(small, size))
         clear = abs(probability - protocol.threshold) > 1e-4
         assert (decided[number] == (probability > protocol.threshold))[clear].all()
         assert clear.mean() > 0.99
+
+
+@pytest.mark.parametrize("size", [(30, 52), (52, 30), (40, 40), (100, 37)])
+@pytest.mark.parametrize("letterbox", [True, False])
+def test_cris_undoes_what_the_network_saw(size, letterbox):
+    logits = torch.randn(1, 1, 10, 10, generator=torch.Generator().manual_seed(2)) * 3
+    probability = cris(sigmoid(logits[0, 0].numpy().astype(float)), size, INPUT, letterbox)
+    clear = abs(probability - 0.35) > 0.02  # a place between two steps of 1/32 may be rounded either way
+    decided = CRIS.decide(logits, size, INPUT, letterbox=letterbox)[0]
+    assert (decided == (probability > 0.35))[clear].all()
+    assert clear.mean() > 0.8
+
+
+def on_grid(*places, side=4):
+    """Logits over the network's own square that are certain: 1 at the given places, 0 elsewhere."""
+    logits = np.full((1, 1, side, side), -50, dtype=np.float32)
+    for row, column in places:
+        logits[0, 0, row, column] = 50
+    return logits
+
+
+def test_cris_by_hand():
+    """Row y of a photograph of 4×8 lies at 1 + y/2 of a letterboxed square of 4, column x at x/2."""
+    # The kernel is 1 at a distance of 0, 19/32 at 1/2 and 0 at 1; and 19/32 · 19/32 = 0.3525 is above 0.35.
+    expected = np.zeros((4, 8), dtype=bool)
+    expected[1:4, 3:6] = True
+    assert (CRIS.decide(on_grid((2, 2)), (4, 8), 4, letterbox=True)[0] == expected).all()
+    plain = np.zeros((4, 8), dtype=bool)
+    plain[2, 3:6] = True  # resized without a border, row y lies at y
+    assert (CRIS.decide(on_grid((2, 2)), (4, 8), 4)[0] == plain).all()
+
+
+def test_cris_reads_nothing_beyond_the_square():
+    """Columns 3.5 of 4 weigh the last column by 19/32 and its missing neighbour by nothing; repeated it were 1/2."""
+    edge = CRIS.decide(on_grid(*((row, 3) for row in range(4))), (4, 8), 4)[0]
+    assert edge[0].tolist() == [False] * 5 + [True] * 3
+    both = CRIS.decide(np.log(np.full((1, 1, 4, 4), 0.42 / 0.58, dtype=np.float32)), (4, 8), 4)[0]
+    assert not both[0, 7] and both[0, :7].all()  # 0.42 · (−3/32 + 19/32) = 0.21, where an edge repeated has 0.42
+
+
+@pytest.mark.parametrize(("tenths", "reached"), [(5, 0), (6, 0), (7, 1), (8, 0), (9, 1)])
+def test_cris_compares_with_float32(tenths, reached):
+    """0.7 and 0.9 are a little less in float32, 0.6 and 0.8 a little more; the millionth takes less than that."""
+    exact = (row_of(*range(100 * tenths), width=1000), row_of(*range(1000), width=1000))
+    assert scored([exact], CRIS).precision[tenths / 10] == reached
+    few = (row_of(*range(tenths)), row_of(*range(10)))  # of ten pixels, the millionth takes more
+    assert scored([few], CRIS).precision[tenths / 10] == 0
+
+
+def test_targets_are_resized_as_pillow_does():
+    """From 640 to 480, pixel 4 lies exactly between 5 and 6 of the old: Pillow has 5, PyTorch's nearest-exact 6."""
+    for protocol in (LAVT, GRES):
+        for old, new in ((5, [4]), (6, [])):
+            mask = np.zeros((480, 640), dtype=bool)
+            mask[:, old] = True
+            assert np.flatnonzero(protocol.bring_target(mask, 320)[0]).tolist() == new
+        high = np.zeros((640, 480), dtype=bool)
+        high[5] = True
+        assert np.flatnonzero(protocol.bring_target(high, 320)[:, 0]).tolist() == [4]
+        assert (protocol.bring(high, 320) == protocol.bring_target(high, 320)).all()
+
+
+def test_gres_knows_a_referent_by_its_original_mask():
+    """A referent that the square has no pixel of is still a referent: to miss it is wrong, and no N-acc."""
+    scores = Scores(GRES)
+    scores.add(row_of(), row_of(), referent=True)
+    assert (scores.mean_iou, scores.sums, scores.target_accuracy) == (0, (0, 0), 0)
+    assert math.isnan(scores.no_target_accuracy)
+    assert scores.precision[0.5] == 0
+    scores.add(row_of(0, 1), row_of(), referent=True)
+    assert (scores.mean_iou, scores.sums, scores.target_accuracy) == (0, (0, 2), 0.5)
 
 
 @given(st.integers(0, 10_000))

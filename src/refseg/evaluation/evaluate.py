@@ -11,7 +11,6 @@ from importlib.metadata import version
 from itertools import groupby
 from typing import Any, NamedTuple
 
-import torch.distributed as distributed
 from tqdm import tqdm
 
 from refseg.data.table import Row
@@ -43,7 +42,9 @@ class Answer(typing.Protocol):
 class Answers(typing.Protocol):
     """What scoring needs of a `Segmenter`; a yardstick or another model may stand in for it.
 
-    With `mask_logits` and `image_size`, the protocols other than `native` score probabilities, else masks.
+    With `mask_logits` and `image_size`, the protocols other than `native` score probabilities. Otherwise they score
+    masks. A network that sees photographs letterboxed says so by `letterbox = True`. Then only the protocol `cris`,
+    which undoes that, scores its probabilities.
     """
 
     def encode(self, photo: Any, /) -> Any:
@@ -88,7 +89,8 @@ def evaluate(
     """
     image_size = getattr(segmenter, "image_size", None)
     refined = getattr(segmenter, "refine", None) is not None  # then the masks alone are what a user gets
-    probabilities = protocol is not NATIVE and hasattr(segmenter, "mask_logits") and not refined
+    plain = protocol.bicubic or not getattr(segmenter, "letterbox", False)
+    probabilities = protocol is not NATIVE and hasattr(segmenter, "mask_logits") and plain and not refined
     if protocol.square == "half" and image_size is None:
         raise RefsegError(f"the protocol {protocol.name} scores at half the network's input; give its image_size")
     report = Report(
@@ -170,6 +172,7 @@ def _answers(
 ) -> Iterator[Decided]:
     """The answers to all rows of one photograph. Raises RefsegError where the rows are about another one."""
     encoded = segmenter.encode(rows[0].image)
+    letterbox = getattr(segmenter, "letterbox", False)
     for start in range(0, len(rows), _CHUNK):
         chunk = rows[start : start + _CHUNK]
         expressions = [row.expression for row in chunk]
@@ -181,7 +184,8 @@ def _answers(
             if logits is None:
                 mask = protocol.bring(one.mask, image_size)
             else:  # one at a time, because of the memory that photographs of full size take
-                mask = protocol.decide(logits[number : number + 1], (row.height, row.width), image_size)[0]
+                answer = logits[number : number + 1]
+                mask = protocol.decide(answer, (row.height, row.width), image_size, letterbox=letterbox)[0]
             yield Decided(mask, getattr(one, "score", None), getattr(one, "found", None))
 
 
@@ -199,7 +203,7 @@ def _scored(report: Report, number: int, row: Row, decided: Decided) -> Scored:
     return Scored(
         number,
         "/".join(row.image.parts[-_NAMED:]),
-        count_pixels(decided.mask, target, decided.found),
+        count_pixels(decided.mask, target, decided.found, bool(mask.any())),
         None if decided.score is None else round(float(decided.score), 6),
         round(float(mask.mean()), 6),
         row.split or report.data,
@@ -210,6 +214,8 @@ def _scored(report: Report, number: int, row: Row, decided: Decided) -> Scored:
 
 def _processes() -> tuple[int, int]:
     """This process's number and how many torchrun started. What they exchange is small: gloo does on any hardware."""
+    import torch.distributed as distributed
+
     if not distributed.is_initialized():
         distributed.init_process_group("gloo")
     return distributed.get_rank(), distributed.get_world_size()
@@ -217,6 +223,8 @@ def _processes() -> tuple[int, int]:
 
 def _gather(report: Report) -> None:
     """Gives every process what all have scored."""
+    import torch.distributed as distributed
+
     parts: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(parts, (report.answers, report.problems, report.skipped))
     report.answers = [answer for part in parts for answer in part[0]]

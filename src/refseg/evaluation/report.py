@@ -33,9 +33,14 @@ class Scored(NamedTuple):
     sibling: bool
 
     def members(self) -> dict[str, str]:
-        """The member of each group that the answer belongs to; "" where it belongs to none."""
-        size = next(name for bound, name in SIZES.items() if self.area < bound)
-        sibling = WITH_SIBLING if self.sibling else WITHOUT_SIBLING
+        """The member of each group that the answer belongs to, "" where it belongs to none.
+
+        Only a referent has a size and siblings.
+        """
+        size = sibling = ""
+        if self.pixels.referent:
+            size = next(name for bound, name in SIZES.items() if self.area < bound)
+            sibling = WITH_SIBLING if self.sibling else WITHOUT_SIBLING
         return {"all": "all", "set": self.set, "kind": self.kind, "siblings": sibling, "size": size}
 
 
@@ -47,6 +52,7 @@ _COLUMNS = (
     "prediction",
     "target",
     "found",
+    "referent",
     "score",
     "area",
     "set",
@@ -146,8 +152,10 @@ class Report:
             columns = record["answers"]
             photographs = columns["photographs"]
             answers = [
-                Scored(row, photographs[photo], Pixels(i, p, t, bool(found)), score, area, own, kind, bool(sibling))
-                for row, photo, i, p, t, found, score, area, own, kind, sibling in zip(
+                Scored(
+                    row, photographs[photo], Pixels(i, p, t, bool(f), bool(r)), score, area, part, kind, bool(sibling)
+                )
+                for row, photo, i, p, t, f, r, score, area, part, kind, sibling in zip(
                     *(columns[name] for name in _COLUMNS), strict=True
                 )
             ]
@@ -166,7 +174,7 @@ class Report:
             **{name: [] for name in _COLUMNS},
         }
         for answer in self.answers:
-            pixels = (*answer.pixels[:3], int(answer.pixels.found))
+            pixels = map(int, answer.pixels)
             notes = (answer.score, answer.area, answer.set, answer.kind, int(answer.sibling))
             values = (answer.row, photographs[answer.photograph], *pixels, *notes)
             for name, value in zip(_COLUMNS, values, strict=True):
