@@ -70,7 +70,7 @@ def refs(partition="unc", first=100):
     found = []
     for number, split in enumerate(SPLITS[partition]):
         image_id = first + number
-        said = [f"left man {number}", f"the person on the left {number}"]
+        expressions = [f"left man {number}", f"the person on the left {number}"]
         found.append(
             {
                 "sent_ids": [2 * number, 2 * number + 1],
@@ -78,11 +78,44 @@ def refs(partition="unc", first=100):
                 "ann_id": 10 * image_id, "ref_id": number, "image_id": image_id, "split": split, "category_id": 1,
                 "sentences": [
                     {"tokens": text.split(), "raw": text.upper(), "sent_id": 2 * number + n, "sent": text}
-                    for n, text in enumerate(said)
+                    for n, text in enumerate(expressions)
                 ],
             }
         )  # fmt: skip
     return found
+
+
+def grefs(first=100):
+    """gRefCOCO: of each photograph's two people and dog, one person, both people, person and dog, and a cat."""
+    found = []
+    for number, split in enumerate(SPLITS["unc"]):
+        image_id = first + number
+        person, other, dog = (10 * image_id + n for n in range(3))
+        meant = {
+            "left man": ([person], [1]), "both people": ([person, other], [1, 1]),
+            "the man and his dog": ([other, dog], [1, 18]), "the cat": ([-1], [-1]),
+        }  # fmt: skip
+        for text, (ann_ids, categories) in meant.items():
+            ref_id = len(found)
+            sentence = {"tokens": text.split(), "raw": text.title(), "sent_id": ref_id, "sent": text}
+            found.append(
+                {
+                    "ref_id": ref_id, "image_id": image_id, "split": split, "ann_id": ann_ids,
+                    "category_id": categories, "file_name": photo_name(image_id), "no_target": ann_ids == [-1],
+                    "sent_ids": [ref_id], "sentences": [sentence],
+                }
+            )  # fmt: skip
+    return found
+
+
+def write_grefcoco(root, references=None, first=100):
+    """grefs(unc).json and instances.json in root/grefcoco, photographs in root/images/train2014."""
+    place = Path(root) / "grefcoco"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "grefs(unc).json").write_text(json.dumps(grefs(first) if references is None else references))
+    (place / "instances.json").write_text(json.dumps(instances(first)))
+    write_photographs(Path(root) / "images/train2014", first)
+    return place
 
 
 def write_photographs(folder, first=100, count=6):

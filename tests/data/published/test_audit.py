@@ -47,8 +47,8 @@ def run(tmp_path, monkeypatch):
     return invoke
 
 
-def referent(image_id, split, said=1, segment_id=1):
-    return Referent(photo_name(image_id), image_id, segment_id, ("x",) * said, square(0, 0), split)
+def referent(image_id, split, expressions=1, segment_id=1):
+    return Referent(photo_name(image_id), image_id, (segment_id,), ("x",) * expressions, (square(0, 0),), split)
 
 
 def copy_of(name, *referents):

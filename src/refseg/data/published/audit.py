@@ -1,4 +1,4 @@
-"""Is a copy of a dataset the published one, and do two datasets share photographs across training and evaluation?"""
+"""Checks whether a copy is the published dataset, and whether training and evaluation splits share photographs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LISTED = 5
 
 
 class SplitReport(NamedTuple):
-    """One split of a copy beside the published one."""
+    """One split of a copy, compared with the published one."""
 
     split: str
     found: Counts
@@ -27,8 +27,8 @@ class SplitReport(NamedTuple):
 
     @property
     def sound(self) -> bool:
-        """Whether the counts are the published ones and every expression can be used."""
-        return self.found == self.published and not self.skips
+        """Whether the counts are the published ones, as far as these are known, and every expression can be used."""
+        return self.published.confirms(self.found) and not self.skips
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class FileReport:
     path: Path
     sha256: str
     published: str
-    """The published file's SHA-256; empty where none is on record."""
+    """The published file's SHA-256. Empty if none is on record."""
 
 
 @dataclass
@@ -56,13 +56,15 @@ class Verification:
         return same and all(split.sound for split in self.splits)
 
     def to_text(self) -> str:
-        """For people: files, counts, faults with examples, and where to get what is missing."""
+        """A report for people: files, counts, faults with examples, and where to get what is missing."""
         lines = [f"{self.copy.dataset.title}: {self.copy.form}", *(f"note: {note}" for note in self.copy.notes)]
         lines += [_file_line(file) for file in self.files]
         lines += ["", f"{'split':<9}{'expressions':>24}{'referents':>20}{'photographs':>18}  found / published"]
         for split in self.splits:
-            cells = [f"{a:,} / {b:,}" for a, b in zip(split.found, split.published, strict=True)]
-            verdict = "as published" if split.found == split.published else "DIFFERS"
+            pairs = zip(split.found, split.published, strict=True)
+            cells = [f"{found:,} / {published:,}" if published else f"{found:,} / ?" for found, published in pairs]
+            known = "as published" if any(split.published) else "no published count is on record"
+            verdict = known if split.published.confirms(split.found) else "DIFFERS"
             lines.append(f"{split.split:<9}{cells[0]:>24}{cells[1]:>20}{cells[2]:>18}  {verdict}")
         skips = [skip for split in _disjoint(self.splits) for skip in split.skips]
         lines += ["", *skip_lines(skips)] if skips else []
@@ -72,7 +74,7 @@ class Verification:
 
 
 def verify(copy: Copy) -> Verification:
-    """Compares a copy with the published dataset and tries every photograph's header and every mask."""
+    """Compares a copy with the published dataset, and reads every photograph's header and every mask."""
     report = Verification(copy)
     for path in copy.files:
         published = copy.dataset.hashes.get(path.name, "")
@@ -84,42 +86,42 @@ def verify(copy: Copy) -> Verification:
 
 
 def count(referents: Iterable[Referent]) -> Counts:
-    """What a copy has, whether it can be used or not; in the units of the published counts."""
+    """The size of a copy, whether it can be used or not, in the units of the published counts."""
     referents = list(referents)
     expressions = sum(len(referent.expressions) for referent in referents)
     return Counts(expressions, len(referents), len({referent.photograph for referent in referents}))
 
 
 def skip_lines(skips: Sequence[Skip]) -> list[str]:
-    """One line per reason: how many expressions, and the first few of what they are about."""
+    """One line per reason: how many expressions it concerns, and the first few of them."""
     of_reason: dict[Reason, list[Skip]] = defaultdict(list)
     for skip in skips:
         of_reason[skip.reason].append(skip)
     lines = []
-    for reason, own in of_reason.items():
-        more = f" and {len(own) - _LISTED:,} more" if len(own) > _LISTED else ""
-        examples = "; ".join(skip.item for skip in own[:_LISTED])
-        lines.append(f"{sum(skip.expressions for skip in own):,} expressions skipped, {reason}: {examples}{more}")
+    for reason, group in of_reason.items():
+        more = f" and {len(group) - _LISTED:,} more" if len(group) > _LISTED else ""
+        examples = "; ".join(skip.item for skip in group[:_LISTED])
+        lines.append(f"{sum(skip.expressions for skip in group):,} expressions skipped, {reason}: {examples}{more}")
     return lines
 
 
 class Overlap(NamedTuple):
-    """Photographs of a training split that an evaluation split shows too."""
+    """Photographs that a training split and an evaluation split share."""
 
     training: str
     evaluation: str
     photographs: frozenset[int | str]
     """Their ids."""
     share: float
-    """Of the evaluation split's photographs, 0..1."""
+    """How much of the evaluation split's photographs that is, 0..1."""
     expressions: int
     """The evaluation split's expressions about them."""
 
 
 def overlaps(copies: Sequence[Copy]) -> list[Overlap]:
-    """Every training split against every evaluation split, within a dataset and across, most shared first.
+    """Compares every training split with every evaluation split, within a dataset and across. Most shared come first.
 
-    Photographs are the same if their ids are and both datasets draw on one collection.
+    Photographs are the same if both datasets use one collection and their ids are equal.
     """
     found = []
     for learner in copies:
@@ -128,7 +130,7 @@ def overlaps(copies: Sequence[Copy]) -> list[Overlap]:
             if learner.dataset.photographs == taker.dataset.photographs:
                 splits = [split for split in taker.dataset.splits if not split.startswith("train")]
                 found += [_overlap(learner, seen, taker, split) for split in splits]
-    return sorted((one for one in found if one.photographs), key=lambda one: -len(one.photographs))
+    return sorted((overlap for overlap in found if overlap.photographs), key=lambda item: -len(item.photographs))
 
 
 def _overlap(learner: Copy, seen: set[int | str], taker: Copy, split: str) -> Overlap:

@@ -1,40 +1,53 @@
-"""The four datasets as published: names, splits, counts, and where they come from."""
+"""The five datasets as published: their names, splits and counts, and where they come from."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import NamedTuple
 
 from refseg.errors import RefsegError
 
 
 class Counts(NamedTuple):
-    """The published size of a split."""
+    """The size of a split. In a published size, 0 stands for a number that could not be confirmed."""
 
     expressions: int
     referents: int
     photographs: int
 
+    def confirms(self, found: Counts) -> bool:
+        """Whether a copy's size agrees with this published one, as far as that is known."""
+        return all(number in (0, other) for number, other in zip(self, found, strict=True))
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A dataset under one partition into splits."""
+    """A dataset, cut into splits in one way."""
 
     name: str
     title: str
     folders: tuple[str, ...]
-    """What its folder may be called, in lower case; the first is the publisher's name."""
+    """What its folder may be called, in lower case. The first is the publisher's name."""
     partition: str
-    """Who cut it into splits, as in refs(unc).p."""
+    """Who cut it into splits, as in the name refs(unc).p."""
     splits: dict[str, Counts]
     photographs: str
-    """The collection that its photographs are from; two datasets of one collection may share some."""
+    """The collection that its photographs are from. Two datasets of one collection may share some."""
     sources: tuple[str, ...]
     """Where its files come from, in words."""
+    references: str = "refs({partition}).p"
+    """The published name of the file that holds its expressions."""
     benchmark: str = ""
-    """How the files of the hub's refcoco-benchmark begin that hold it."""
+    """How the names of its files begin in the hub's refcoco-benchmark."""
     hashes: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of published files, where on record."""
+    """SHA-256 of published files, by name, if on record."""
+
+    @property
+    def reference_files(self) -> tuple[str, str]:
+        """The published name of the file that holds its expressions, and the name of the same in the other format."""
+        name = PurePath(self.references.format(partition=self.partition))
+        return name.name, name.with_suffix(".json" if name.suffix == ".p" else ".p").name
 
     def check_split(self, split: str) -> None:
         """Raises RefsegError if there is no such split."""
@@ -42,14 +55,15 @@ class Dataset:
             raise RefsegError(f"{self.name} has no split {split!r}; one of: {', '.join(self.splits)}")
 
 
-_COCO = (
-    "photographs: '2014 Train images' on the download page of cocodataset.org, unpacked as ROOT/train2014",
-    "expressions and masks: {} from the README of the repository lichengunc/refer on GitHub, unpacked in ROOT",
-)
+_PHOTOGRAPHS = "photographs: '2014 Train images' on the download page of cocodataset.org, unpacked as ROOT/train2014"
 
 
 def _coco(archive: str) -> tuple[str, ...]:
-    return tuple(line.format(archive) for line in _COCO)
+    return (
+        _PHOTOGRAPHS,
+        f"expressions and masks: {archive} from the README of the repository lichengunc/refer on GitHub, unpacked in "
+        "ROOT",
+    )
 
 
 # Referents and photographs of UNC, UNC+ and G-Ref: the catalogue of TensorFlow Datasets, "ref_coco".
@@ -134,7 +148,32 @@ _REFERIT = Dataset(
     },
 )
 
-DATASETS = {dataset.name: dataset for dataset in (_UNC, _UNC_PLUS, _GREF_UMD, _GREF_GOOGLE, _REFERIT)}
+# The release whose hashes stand below. Users of it report these counts and agree; nobody reports train's.
+_GREFCOCO = Dataset(
+    name="grefcoco",
+    title="gRefCOCO",
+    folders=("grefcoco", "grefs"),
+    partition="unc",
+    splits={
+        "train": Counts(0, 0, 0),
+        "val": Counts(14_229, 0, 1_500),
+        "testA": Counts(19_200, 0, 750),
+        "testB": Counts(16_063, 0, 750),
+    },
+    photographs="COCO train2014",
+    sources=(
+        _PHOTOGRAPHS,
+        "expressions and masks: grefs(unc).json and instances.json, linked from the README of the repository "
+        "henghuiding/gRefCOCO on GitHub, in ROOT/grefcoco",
+    ),
+    references="grefs({partition}).json",
+    hashes={
+        "grefs(unc).json": "cc37c5ff95373c78a6a3f98b4c7bc67fde387ea8514752a1392db64223eb3366",
+        "instances.json": "7f86adb7f4c39db19c7f02a3cc604d17f8016e4c4e8312652d0acc4eae3a2cbd",
+    },
+)
+
+DATASETS = {dataset.name: dataset for dataset in (_UNC, _UNC_PLUS, _GREF_UMD, _GREF_GOOGLE, _REFERIT, _GREFCOCO)}
 
 _ALIASES = {
     "refcoco": "unc",
@@ -146,7 +185,7 @@ _ALIASES = {
 
 
 def find_dataset(name: str) -> Dataset:
-    """The dataset of a name or of the field's other name for it. Raises RefsegError that lists the names."""
+    """The dataset with that name, or with that other name in the field. Raises RefsegError that lists the names."""
     known = name.strip().lower()
     known = _ALIASES.get(known, known)
     if known not in DATASETS:

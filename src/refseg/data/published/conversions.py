@@ -61,9 +61,9 @@ def _cris_referents(file: Path, masks: Path) -> Iterator[Referent]:
             sentences = entry["sentences"] if "sentences" in entry else entry["sents"]
             name, segment_id = Path(entry["img_name"]).name, int(entry["segment_id"])
             yield Referent(
-                photograph=name, image_id=_image_id(name), segment_id=segment_id,
+                photograph=name, image_id=_image_id(name), segment_ids=(segment_id,),
                 expressions=tuple(str(s["sent"] if isinstance(s, dict) else s) for s in sentences),
-                segmentation=masks / f"{segment_id}.png", split=file.stem,
+                segmentations=(masks / f"{segment_id}.png",), split=file.stem,
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as fault:
             raise RefsegError(f"{file}, entry {number}, is not a referent ({fault!r}); convert it anew") from fault
@@ -82,10 +82,10 @@ def read_hub(dataset: Dataset, folders: Iterable[Path], photographs: Photographs
         return None
     referents: list[Referent] = []
     notes: set[str] = set()
-    own = {split for _, split in files if split in dataset.splits}
+    named = {split for _, split in files if split in dataset.splits}
     for file, split in files:
         known = split if split in dataset.splits else _SPLIT_NAMES.get(split, "")
-        if known not in dataset.splits or (known != split and known in own):
+        if known not in dataset.splits or (known != split and known in named):
             notes.add(f"{file.name} is of no split of {dataset.title} and was passed over")
             continue
         for number, row in enumerate(_hub_rows(file, with_photographs=unpack is not None)):
@@ -157,24 +157,24 @@ def _hub_referents(row: Record, split: str, dataset: Dataset) -> Iterator[Refere
         for pair in row["ref_list"]:
             yield _referent(pair["ref_info"], pair["ann_info"], row["image_info"], split)
     elif "raw_anns" in row:
-        own = str(row.get("split") or "")
+        recorded = str(row.get("split") or "")
         annotation, image = json.loads(row["raw_anns"]), json.loads(row["raw_image_info"])
-        yield _referent(row, annotation, image, own if own in dataset.splits else split)
+        yield _referent(row, annotation, image, recorded if recorded in dataset.splits else split)
     else:
         named = _COCO_NAME.fullmatch(Path(row["file_name"]).name)
         if named is None:
             raise ValueError(f"the file name {row['file_name']}")
         yield Referent(
-            photograph=f"{named[1]}.jpg", image_id=int(named[2]), segment_id=int(named[3] or 0),
-            expressions=tuple(map(str, row["answer"])), segmentation=[list(row["segmentation"])], split=split,
+            photograph=f"{named[1]}.jpg", image_id=int(named[2]), segment_ids=(int(named[3] or 0),),
+            expressions=tuple(map(str, row["answer"])), segmentations=([list(row["segmentation"])],), split=split,
         )  # fmt: skip
 
 
 def _referent(ref: Record, annotation: Record, image: Record, split: str) -> Referent:
     return Referent(
-        photograph=Path(image["file_name"]).name, image_id=int(image["id"]), segment_id=int(ref["ann_id"]),
+        photograph=Path(image["file_name"]).name, image_id=int(image["id"]), segment_ids=(int(ref["ann_id"]),),
         expressions=tuple(str(sentence["sent"]) for sentence in ref["sentences"]),
-        segmentation=annotation["segmentation"], split=split,
+        segmentations=(annotation["segmentation"],), split=split,
         size=(int(image["height"]), int(image["width"])), label=str(annotation["category_id"]),
     )  # fmt: skip
 
@@ -182,7 +182,7 @@ def _referent(ref: Record, annotation: Record, image: Record, split: str) -> Ref
 def _with_siblings(referents: list[Referent]) -> list[Referent]:
     """Siblings among the segments that were referred to: the conversions hold no others, and no category's name."""
     of_label = Counter(
-        (image, label) for image, label, _ in {(r.image_id, r.label, r.segment_id) for r in referents} if label
+        (image, label) for image, label, _ in {(r.image_id, r.label, r.segment_ids) for r in referents} if label
     )
     return [
         replace(referent, label="", siblings=max(of_label[referent.image_id, referent.label] - 1, 0))

@@ -1,4 +1,7 @@
-"""UNC, UNC+ and G-Ref from the published files: refs(unc).p, refs(google).p or refs(umd).p beside instances.json."""
+"""UNC, UNC+, G-Ref and gRefCOCO from the published files.
+
+Expressions are in refs(unc).p, refs(google).p, refs(umd).p or grefs(unc).json, masks in instances.json next to it.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,16 @@ _LEAVES = ("train2014", "train2017", "val2017")
 
 
 def read_refer(dataset: Dataset, root: Path, unpack: Path | None = None) -> Copy:
-    """The copy of the dataset under `root`, in whichever form it is there.
+    """The copy of the dataset under `root`, in any form.
 
-    The published files come first, then the same references as JSON, then the conversion of CRIS (anns/ and
-    masks/), then those of the hub. `unpack` is a folder for photographs that a conversion embeds; without it
-    they stay where they are. Raises RefsegError if there is no copy, half a copy, or a damaged one.
+    The published files come first, then the same references as JSON or as a pickle, then the conversion of CRIS
+    (anns/ and masks/), then those of the hub. `unpack` is a folder for photographs that are inside a conversion.
+    Without it they stay there. Raises RefsegError if there is no copy, half a copy, or a damaged one.
     """
     folders = dataset_folders(dataset, root)
     photographs = _photographs(root, folders)
     for folder in folders:
-        for name in (f"refs({dataset.partition}).p", f"refs({dataset.partition}).json"):
+        for name in dataset.reference_files:
             if (folder / name).is_file():
                 return _published(dataset, folder / name, photographs)
     for folder in folders:
@@ -51,10 +54,10 @@ def _benchmark(root: Path) -> list[Path]:
 
 
 def _what_is_there(dataset: Dataset, root: Path, folders: list[Path]) -> str:
-    wanted = f"refs({dataset.partition}).p"
+    wanted = dataset.reference_files[0]
     if not folders:
         return f"no folder {dataset.folders[0]}/ with {wanted} and instances.json"
-    others = sorted(path.name for folder in folders for path in folder.glob("refs(*).p"))
+    others = sorted(path.name for folder in folders for path in folder.glob(dataset.references.format(partition="*")))
     there = f"{', '.join(others)} but no {wanted}" if others else f"no {wanted} and no conversion that is known"
     return f"{folders[0]} has {there}"
 
@@ -81,9 +84,13 @@ class _Instances:
         except (KeyError, TypeError) as fault:
             raise RefsegError(f"{path} is not in COCO's format ({fault}); obtain it anew") from fault
 
-    def siblings(self, annotation: dict[str, Any]) -> int:
-        """How many other segments of the photograph carry the annotation's label."""
-        return self._of_label[annotation["image_id"], annotation["category_id"]] - 1
+    def label(self, annotations: list[dict[str, Any]]) -> tuple[str, int]:
+        """The label of segments of one photograph, and how many others have it. "" and 0 if they share no label."""
+        found = {(annotation["image_id"], annotation["category_id"]) for annotation in annotations}
+        if len(found) != 1:
+            return "", 0
+        image_id, category_id = found.pop()
+        return self.labels.get(category_id, ""), self._of_label[image_id, category_id] - len(annotations)
 
 
 def _referents(refs: Any, file: Path, instances: _Instances, dataset: Dataset) -> Iterator[Referent]:
@@ -91,19 +98,37 @@ def _referents(refs: Any, file: Path, instances: _Instances, dataset: Dataset) -
         raise RefsegError(f"{file} holds no list of references; obtain it anew")
     for number, ref in enumerate(refs):
         try:
-            split, ann_id, image_id = str(ref["split"]), int(ref["ann_id"]), int(ref["image_id"])
+            split, image_id, ids = str(ref["split"]), int(ref["image_id"]), _segment_ids(ref)
             expressions = tuple(str(sentence["sent"]) for sentence in ref["sentences"])
-            annotation = instances.annotations.get(ann_id)
+            annotations = {identity: instances.annotations.get(identity, {}) for identity in ids}
+            # The publisher leaves crowds out of a union.
+            alone = {identity: entry for identity, entry in annotations.items() if not entry.get("iscrowd")}
+            segments = alone or annotations
+            label, siblings = instances.label(list(filter(None, segments.values())))
             image = instances.images.get(image_id, {})
-            name = image.get("file_name") or str(ref["file_name"]).rpartition("_")[0] + ".jpg"
+            name = image.get("file_name") or _photograph_of(str(ref["file_name"]))
             size = (int(image["height"]), int(image["width"])) if image else None
         except (KeyError, TypeError, ValueError, AttributeError) as fault:
             raise RefsegError(f"{file}, reference {number}, is not as published ({fault!r}); obtain it anew") from fault
         if split not in dataset.splits:
             raise RefsegError(f"{file} has the split {split!r}, which is none of {dataset.title}; obtain it anew")
         yield Referent(
-            photograph=Path(name).name, image_id=image_id, segment_id=ann_id, expressions=expressions,
-            segmentation=annotation.get("segmentation") if annotation else None, split=split, size=size,
-            label=instances.labels.get(annotation["category_id"], "") if annotation else "",
-            siblings=instances.siblings(annotation) if annotation else 0,
+            photograph=Path(name).name, image_id=image_id, segment_ids=tuple(segments), expressions=expressions,
+            segmentations=tuple(entry.get("segmentation") for entry in segments.values()), split=split, size=size,
+            label=label, siblings=siblings,
         )  # fmt: skip
+
+
+def _segment_ids(ref: dict[str, Any]) -> list[int]:
+    """The annotations that a reference means; gRefCOCO writes [-1] for none. Raises ValueError if it is unclear."""
+    listed = ref["ann_id"] if isinstance(ref["ann_id"], list) else [ref["ann_id"]]
+    ids = [*dict.fromkeys(map(int, listed))]
+    nothing = ids == [-1]
+    if not ids or bool(ref.get("no_target", nothing)) != nothing:
+        raise ValueError(f"ann_id {ref['ann_id']} and no_target {ref.get('no_target')}")
+    return [] if nothing else ids
+
+
+def _photograph_of(name: str) -> str:
+    """COCO_train2014_000000000103.jpg for a name that may have the annotation's id as a fourth part."""
+    return "_".join(Path(name).stem.split("_")[:3]) + ".jpg"

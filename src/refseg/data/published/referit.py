@@ -67,6 +67,6 @@ def _referents(file: Path, masks: Path, split: str) -> Iterator[Referent]:
         stem = f"{parts[1]}_{parts[2]}"
         suffix = ".png" if f"{stem}.png" in present and f"{stem}.mat" not in present else ".mat"
         yield Referent(
-            photograph=f"{parts[1]}.jpg", image_id=int(parts[1]), segment_id=int(parts[2]),
-            expressions=tuple(map(str, expressions)), segmentation=masks / f"{stem}{suffix}", split=split,
+            photograph=f"{parts[1]}.jpg", image_id=int(parts[1]), segment_ids=(int(parts[2]),),
+            expressions=tuple(map(str, expressions)), segmentations=(masks / f"{stem}{suffix}",), split=split,
         )  # fmt: skip
