@@ -19,15 +19,13 @@ from refseg.checkpoints import OTHER_TYPES, find_checkpoint, read_network
 from refseg.engines.fast import fastest_form
 from refseg.errors import RefsegError
 from refseg.models.interface import Features, Prediction, ReferringNetwork, TokenBatch
-from refseg.models.shnet import SHNet
-from refseg.models.shnet.fusion import SFM, attention
 from refseg.photo import PhotoSource, read_photo
 from refseg.segmentation import Segmentation
 from refseg.transforms import to_photograph, to_square
 from refseg.words import UNKNOWN, Tokens, WordTokenizer, clean_expression
 
 if TYPE_CHECKING:
-    from refseg.evaluation.report import Report
+    from refseg.models.hub import Measurement
     from refseg.models.pretrained import BytePairTokenizer, OtherModel
 
 ENGINES = ("torch", "openvino")
@@ -143,14 +141,11 @@ class Segmenter:
     def attention(self, encoded: EncodedPhoto, expression: str) -> tuple[list[str], npt.NDArray[np.float32]]:
         """The T words that are read, and what attends to what in SFM: (3, layers, hw+T, hw+T), 0..1.
 
-        Level by level, of each what `models.shnet.fusion.attention` says. Raises RefsegError if the model has no SFM.
+        See `models.interface.ReferringNetwork.attention`. Raises RefsegError if the model has no attention to show.
         """
-        if not isinstance(self.model, SHNet) or not isinstance(fusion := self.model.fusion, SFM):
-            raise RefsegError("this model fuses without attention; load one whose config says fusion: sfm")
         tokens = self.tokenizer([clean_expression(expression)])
-        mask = tokens.mask.to(self.device)
-        words = self.model.text_encoder(tokens.ids.to(self.device), mask)
-        shares = torch.stack([attention(fusion, level, words, mask)[:, 0] for level in encoded.levels[:3]])
+        asked = TokenBatch(tokens.ids.to(self.device), tokens.mask.to(self.device))
+        shares = self.model.attention(asked, encoded.levels[:3])
         unknown = iter(tokens.unknown[0])
         known = [self.tokenizer.tokenizer.id_to_token(number) or "" for number in tokens.ids[0].tolist()]
         return [next(unknown, "") if word == UNKNOWN else word for word in known], shares.cpu().numpy()
@@ -165,19 +160,19 @@ class Segmenter:
         return list(zip(words, shares.mean(axis=(0, 1))[: h * w, h * w :].T.reshape(-1, h, w), strict=True))
 
     def save_pretrained(
-        self, folder: str | PathLike[str], *, report: Report | None = None, license: str = "apache-2.0"
+        self, folder: str | PathLike[str], *, report: Measurement | None = None, license: str = "apache-2.0"
     ) -> None:
         """Writes the checkpoint, its vocabulary and a model card (README.md); `load` reads the folder.
 
         `report` (see `evaluation.report.read_report`) puts its scores and their protocol on the card; `license` is the
-        hub's name of the weights' licence. Raises RefsegError for another network than SHNet.
+        hub's name of the weights' licence. Raises RefsegError for a model that is another's.
         """
         from refseg.models.hub import save
 
-        save(self, folder, report, license)
+        save(*self._checkpoint(), folder, report=report, license=license)
 
     def push_to_hub(
-        self, name: str, *, report: Report | None = None, license: str = "apache-2.0", private: bool = False
+        self, name: str, *, report: Measurement | None = None, license: str = "apache-2.0", private: bool = False
     ) -> str:
         """Uploads what `save_pretrained` writes to the hub as "org/name"; returns the page's address.
 
@@ -185,7 +180,12 @@ class Segmenter:
         """
         from refseg.models.hub import push
 
-        return push(self, name, report, license, private)
+        return push(*self._checkpoint(), name, report=report, license=license, private=private)
+
+    def _checkpoint(self) -> tuple[ReferringNetwork, WordTokenizer]:
+        if not isinstance(self.model, ReferringNetwork) or not isinstance(self.tokenizer, WordTokenizer):
+            raise RefsegError(f"a {self.model.config.model_type} is not saved by refseg; save it with transformers")
+        return self.model, self.tokenizer
 
     def _answer(self, encoded: EncodedPhoto, tokens: Tokens) -> tuple[Tensor, list[float] | None]:
         """Mask logits, and the scores of a network that has its own."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +145,26 @@ def test_automodel_gives_an_shnet(tiny_model: Path) -> None:
     assert type(model) is refseg.SHNet
     own = load(tiny_model, device="cpu").model.state_dict()
     assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
+
+
+def test_automodel_needs_no_import_of_refseg(tiny_model: Path, tmp_path: Path) -> None:
+    """In a process of its own; what is written again from there carries no copy of the package's source."""
+    script = """
+import sys
+from transformers import AutoModel
+network = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert type(network).__module__.startswith("refseg.models"), type(network)
+network.save_pretrained(sys.argv[2])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tiny_model), str(tmp_path / "again")],
+        env={**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    written = {file.name for file in (tmp_path / "again").iterdir()}
+    assert written == {"config.json", "model.safetensors", "refseg_network.py"}
+    shutil.copy(tiny_model / "tokenizer.json", tmp_path / "again")
+    first, second = (load(folder, device="cpu")(PHOTO, "the dog") for folder in (tiny_model, tmp_path / "again"))
+    np.testing.assert_array_equal(first.mask, second.mask)

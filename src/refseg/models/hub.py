@@ -3,44 +3,98 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from refseg.checkpoints import quiet_transformers
 from refseg.errors import RefsegError, first_line
-from refseg.evaluation.report import GROUPS, Report
-from refseg.models.shnet import SHNet
+from refseg.models.interface import ReferringNetwork
 from refseg.words import WordTokenizer
 
-if TYPE_CHECKING:
-    from refseg.segmenter import Segmenter
-
 CARD = "README.md"
-_PAPER = "Comprehensive Multi-Modal Interactions for Referring Image Segmentation (Findings of ACL 2022)"
+
+
+class Shares(Protocol):
+    """The scores of some expressions; shares in 0..1, NaN where undefined."""
+
+    @property
+    def overall_iou(self) -> float: ...
+    @property
+    def mean_iou(self) -> float: ...
+    @property
+    def count(self) -> int: ...
+
+
+class Rules(Protocol):
+    """The protocol of a measurement."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def scored_at(self) -> str: ...
+
+
+class Measurement(Protocol):
+    """What a card tells of a measurement: `evaluation.report.Report` is one."""
+
+    @property
+    def data(self) -> str: ...
+    @property
+    def splits(self) -> Sequence[str]: ...
+    @property
+    def version(self) -> str: ...
+    @property
+    def photographs(self) -> int: ...
+    @property
+    def protocol(self) -> Rules: ...
+    @property
+    def overall(self) -> Shares: ...
+    @property
+    def scores(self) -> Mapping[str, Mapping[str, Shares]]:
+        """By group, and by member of the group; the group "all" has the one member "all"."""
 
 
 def save(
-    segmenter: Segmenter, folder: str | PathLike[str], report: Report | None, license: str, name: str = ""
+    network: ReferringNetwork,
+    tokenizer: WordTokenizer,
+    folder: str | PathLike[str],
+    *,
+    report: Measurement | None = None,
+    license: str = "apache-2.0",
+    name: str = "",
 ) -> None:
-    """See `Segmenter.save_pretrained`; `name` is the model's on its card, by default the folder's."""
-    model, tokenizer = segmenter.model, segmenter.tokenizer
-    if not isinstance(model, SHNet) or not isinstance(tokenizer, WordTokenizer):
-        raise RefsegError(f"a {model.config.model_type} is not saved by refseg; save it with transformers")
+    """Writes the checkpoint, its vocabulary and its card; `name` is the model's on the card, by default the folder's.
+
+    `license` is the hub's name of the weights' licence.
+    """
     with quiet_transformers():
-        model.save_pretrained(folder)
+        network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (Path(folder) / CARD).write_text(model_card(model, report, license, name or Path(folder).name), encoding="utf-8")
+    card = model_card(network, report, license, name or Path(folder).name)
+    (Path(folder) / CARD).write_text(card, encoding="utf-8")
 
 
-def push(segmenter: Segmenter, name: str, report: Report | None, license: str, private: bool) -> str:
-    """See `Segmenter.push_to_hub`."""
+def push(
+    network: ReferringNetwork,
+    tokenizer: WordTokenizer,
+    name: str,
+    *,
+    report: Measurement | None = None,
+    license: str = "apache-2.0",
+    private: bool = False,
+) -> str:
+    """Uploads what `save` writes to the hub as "org/name"; returns the page's address.
+
+    It needs a login (`hf auth login`) or the environment's HF_TOKEN. Raises RefsegError where the hub refuses.
+    """
     from huggingface_hub import HfApi
 
     with tempfile.TemporaryDirectory() as scratch:
-        save(segmenter, scratch, report, license, name)
+        save(network, tokenizer, scratch, report=report, license=license, name=name)
         try:
             api = HfApi()
             address = api.create_repo(name, private=private, exist_ok=True)
@@ -52,14 +106,14 @@ def push(segmenter: Segmenter, name: str, report: Report | None, license: str, p
     return str(address)
 
 
-def model_card(model: SHNet, report: Report | None, license: str, name: str) -> str:
+def model_card(network: ReferringNetwork, report: Measurement | None, license: str, name: str) -> str:
     """The card: metadata that the hub reads, then what a person wants to know. No number without a report."""
-    config = model.config
+    config = network.config
     metadata = ModelCardData(
         license=license,
         library_name="refseg",
         pipeline_tag="image-segmentation",
-        tags=["referring-image-segmentation", "shnet"],
+        tags=["referring-image-segmentation", config.model_type],
         language="en",
         model_name=name,
         eval_results=None if report is None else _results(report),
@@ -71,9 +125,9 @@ def model_card(model: SHNet, report: Report | None, license: str, name: str) -> 
         "Finds in a photograph what a sentence describes and returns its mask.",
         f'```python\nimport refseg\n\nsegmenter = refseg.load("{name}")\n'
         'segmenter("street.jpg", "the red bag").save("mask.png")\n```',
-        f"SHNet ({_PAPER}) with a {backbone} encoder: {model.num_parameters() / 1e6:.1f} million parameters, input "
-        f"{config.image_size}×{config.image_size}, at most {config.max_words} words of a vocabulary of "
-        f"{config.vocabulary}.",
+        f"{type(network).__name__} ({network.paper}) with a {backbone} encoder: {network.num_parameters() / 1e6:.1f} "
+        f"million parameters, input {config.image_size}×{config.image_size}, at most {config.max_words} words of a "
+        f"vocabulary of {config.vocabulary}.",
         "## Data\n\n" + (config.training_data or "Not said by the checkpoint."),
         "## Numbers\n\n" + (_numbers(report) if report else "None measured: give `save_pretrained` a report."),
         "## Limits\n\nIt must not be used to identify or judge people, nor for any decision about a person. "
@@ -82,9 +136,8 @@ def model_card(model: SHNet, report: Report | None, license: str, name: str) -> 
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
-def _results(report: Report) -> list[EvalResult]:
+def _results(report: Measurement) -> list[EvalResult]:
     name = ", ".join(report.splits) or report.data or "unnamed data"
-    scores = report.overall
     return [
         EvalResult(
             task_type="image-segmentation",
@@ -94,12 +147,12 @@ def _results(report: Report) -> list[EvalResult]:
             metric_name=f"{metric} (protocol {report.protocol.name})",
             metric_value=round(100 * value, 2),
         )
-        for metric, value in (("overall IoU", scores.overall_iou), ("mean IoU", scores.mean_iou))
+        for metric, value in (("overall IoU", report.overall.overall_iou), ("mean IoU", report.overall.mean_iou))
         if value == value
     ]
 
 
-def _numbers(report: Report) -> str:
+def _numbers(report: Measurement) -> str:
     lines = [
         f"Protocol {report.protocol.name} ({report.protocol.scored_at}), {report.photographs} photographs, "
         f"{report.overall.count} expressions, refseg {report.version}, overall IoU / mean IoU in %:",
@@ -107,8 +160,8 @@ def _numbers(report: Report) -> str:
         "| expressions | count | overall IoU | mean IoU |",
         "|---|---:|---:|---:|",
     ]
-    for group in GROUPS:
-        for member, scores in report.scores.get(group, {}).items():
+    for group, members in report.scores.items():
+        for member, scores in members.items():
             name = member if group == "all" else f"{group}: {member}"
             lines.append(f"| {name} | {scores.count} | {100 * scores.overall_iou:.1f} | {100 * scores.mean_iou:.1f} |")
     return "\n".join(lines)

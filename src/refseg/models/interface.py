@@ -10,6 +10,8 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -21,6 +23,11 @@ from refseg.models.parts.backbone import read_backbone_config
 
 Features = tuple[Tensor, ...]
 """All that no word touches, of a batch of I photographs: each tensor is (I, …), and the network knows their order."""
+
+
+CODE = "refseg_network"
+"""Module inside a checkpoint that imports its network, for `AutoModel.from_pretrained(…, trust_remote_code=True)`."""
+_CODE_HEAD = '"""The network of this checkpoint, which is part of the package refseg."""'
 
 
 class ReferringConfig(PretrainedConfig):
@@ -65,6 +72,10 @@ class ReferringConfig(PretrainedConfig):
         self.backbone_config = read_backbone_config(self.backbone_config)
         self.check()
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Nothing; see `ReferringNetwork.register_for_auto_class`."""
 
     @property
     def output_side(self) -> int:
@@ -132,8 +143,8 @@ class Prediction:
 class ReferringNetwork(PreTrainedModel):
     """A network that finds in photographs what expressions describe.
 
-    A subclass sets `config_class`, builds `image_encoder` and `text_encoder` among its parts, and writes `encode` and
-    `answer`. It is then known to AutoConfig and AutoModel by its config's `model_type`.
+    A subclass sets `config_class` and `paper`, builds `image_encoder` and `text_encoder` among its parts, and writes
+    `encode` and `answer`. It is then known to AutoConfig and AutoModel by its config's `model_type`.
 
     What training asks of every network, beside its answers:
 
@@ -145,6 +156,8 @@ class ReferringNetwork(PreTrainedModel):
     """
 
     main_input_name = "images"
+    paper: ClassVar[str]
+    """Title and place of the publication, for model cards."""
     image_encoder: Any
     text_encoder: Any
 
@@ -186,6 +199,26 @@ class ReferringNetwork(PreTrainedModel):
                 raise RefsegError("there is no photograph; give images, or the features that encode made of them")
             features = self.encode(images)
         return self.answer(tuple(per_expression(own, photo_of, len(tokens.ids)) for own in features), tokens)
+
+    def attention(self, tokens: TokenBatch, features: Features) -> Tensor:
+        """What attends to what about one sentence and one photograph, (levels, layers, N+T, N+T).
+
+        Shares of a query's attention, 0..1: queries by rows, keys by columns; the N pixels of a level row by row, then
+        the words. Raises RefsegError for a network that has none to show.
+        """
+        raise RefsegError("this model fuses without attention; load one whose config says fusion: sfm")
+
+    def save_pretrained(self, save_directory: str | PathLike[str], **settings: Any) -> None:
+        """Writes config and weights, and a file by which AutoModel finds the network where refseg is not imported."""
+        module, network, config = type(self).__module__, type(self).__name__, self.config_class.__name__
+        self.config.auto_map = {"AutoConfig": f"{CODE}.{config}", "AutoModel": f"{CODE}.{network}"}
+        super().save_pretrained(save_directory, **settings)
+        code = f"{_CODE_HEAD}\n\nfrom {module} import {network}\nfrom {self.config_class.__module__} import {config}\n"
+        (Path(save_directory) / f"{CODE}.py").write_text(code, encoding="utf-8")
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
+        """Nothing: a checkpoint names the package and carries no copy of its source."""
 
     def _init_weights(self, module: Any) -> None:
         """Parts keep the initialisation that they are built with."""

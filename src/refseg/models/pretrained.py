@@ -63,6 +63,10 @@ class OtherModel(nn.Module, ABC):
     def forward(self, tokens: TokenBatch, *, features: Features) -> Prediction:
         """What the model says about the B expressions, with what `encode` made of one photograph."""
 
+    def attention(self, tokens: TokenBatch, features: Features) -> Tensor:
+        """Raises RefsegError: there is none to show."""
+        raise RefsegError("this model fuses without attention; load one whose config says fusion: sfm")
+
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 

@@ -1,13 +1,15 @@
-"""The networks by the `model_type` of their config; each is imported when it is asked for."""
+"""The networks by the `model_type` of their config; each is imported, and PyTorch with it, when it is asked for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refseg.errors import RefsegError
-from refseg.models.interface import ReferringNetwork
+
+if TYPE_CHECKING:
+    from refseg.models.interface import ReferringNetwork
 
 NETWORKS = {"shnet": "refseg.models.shnet:SHNet"}
 """Where each network is: its module and its class."""

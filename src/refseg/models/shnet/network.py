@@ -5,6 +5,7 @@ Comprehensive Multi-Modal Interactions for Referring Image Segmentation, Finding
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from refseg.models.interface import Features, Prediction, ReferringNetwork, TokenBatch
@@ -13,12 +14,14 @@ from refseg.models.parts.decoder import Decoder
 from refseg.models.parts.image_encoder import ImageEncoder, PooledLevel
 from refseg.models.parts.text_encoder import TextEncoder
 from refseg.models.shnet.config import AGGREGATIONS, FUSIONS, SHNetConfig
+from refseg.models.shnet.fusion import SFM, attention
 
 
 class SHNet(ReferringNetwork):
     """The figure of the paper as a network."""
 
     config_class = SHNetConfig
+    paper = "Comprehensive Multi-Modal Interactions for Referring Image Segmentation, Findings of ACL 2022"
     config: SHNetConfig
 
     def __init__(self, config: SHNetConfig) -> None:
@@ -40,6 +43,13 @@ class SHNet(ReferringNetwork):
         fused = [self.fusion(level, words, tokens.mask) for level in features]
         joint = self.aggregation(fused, tokens.mask)  # (B, C, h, w)
         return Prediction(self.decoder(joint))  # (B, 1, 4h, 4w)
+
+    def attention(self, tokens: TokenBatch, features: Features) -> Tensor:
+        """That of SFM, (3, layers, hw+T, hw+T); see `ReferringNetwork.attention` and `fusion.attention`."""
+        if not isinstance(self.fusion, SFM):
+            return super().attention(tokens, features)
+        words = self.text_encoder(tokens.ids, tokens.mask)
+        return torch.stack([attention(self.fusion, level, words, tokens.mask)[:, 0] for level in features])
 
     def _init_weights(self, module: nn.Module) -> None:
         """Attention and words start small; the backbone keeps the initialisation it was built with."""
