@@ -46,25 +46,27 @@ def python(cache, *line):
 
 
 @pytest.mark.slow
-def test_a_step_on_two_processes_is_the_step_on_one_with_twice_the_photographs(tmp_path):
+def test_a_step_on_two_processes_or_of_two_batches_is_the_step_on_one_with_twice_the_photographs(tmp_path):
     """Where batch norm keeps its statistics: else each process normalises by its own half of the photographs."""
     data = {"mirror": 0.5, "crop": 0.0, "jitter": 0.2, "word_dropout": 0.3}
     recipe = write_recipe(tmp_path, steps=1, data=data, training={"warmup_steps": 0, "log_steps": 1})
     program = tmp_path / "one_step.py"
     program.write_text(ONE_STEP)
     gradients, lines = [], []
-    for name, launch, photos in (("one", [], 4), ("two", TORCHRUN, 2)):
+    for name, launch, photos, accumulate in (("one", [], 4, 1), ("two", TORCHRUN, 2, 1), ("in turn", [], 2, 2)):
         phases = f"training.phases=[{{steps: 1, photos: {photos}, expressions: 2, aligned: 6}}]"
-        python(tmp_path, *launch, program, recipe, phases, f"training.output={tmp_path / name}")
+        values = [phases, f"training.accumulate={accumulate}", f"training.output={tmp_path / name}"]
+        python(tmp_path, *launch, program, recipe, *values)
         checkpoint = tmp_path / name / "checkpoint-1"
         # After its first step, AdamW's running mean is the gradient, times 1 - β₁ = 0.1.
         state = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
         gradients.append(torch.cat([state[number]["exp_avg"].flatten() for number in sorted(state)]) * 10)
         lines.append(json.loads((checkpoint / "trainer_state.json").read_text())["log_history"][0])
     assert 0.5 < gradients[0].norm() < 1.01, "there is a gradient, clipped to 1"
-    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=0)
-    assert lines[1]["loss"] == pytest.approx(lines[0]["loss"], rel=1e-6)
-    assert lines[1]["grad_norm"] == pytest.approx(lines[0]["grad_norm"], rel=1e-5)
+    for gradient, line in zip(gradients[1:], lines[1:], strict=True):
+        torch.testing.assert_close(gradient, gradients[0], atol=1e-6, rtol=0)
+        assert line["loss"] == pytest.approx(lines[0]["loss"], rel=1e-6)
+        assert line["grad_norm"] == pytest.approx(lines[0]["grad_norm"], rel=1e-5)
 
 
 @pytest.mark.slow

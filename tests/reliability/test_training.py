@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from small_run import train, write_recipe
+from tiny import tiny_config
 
 from refseg.data.sources import load_rows
 from refseg.data.table import by_photograph
 from refseg.errors import RefsegError
 from refseg.training.batches import PhotoDataset, PhotoSampler
-from refseg.training.recipe import DataRecipe, Phase
+from refseg.training.recipe import DataRecipe, Phase, TrainingRecipe
 from refseg.training.trainer import Batches
 
 ROOT = Path(__file__).parents[2]
@@ -136,11 +137,10 @@ def test_one_damaged_photograph_is_passed_over_and_two_in_a_row_stop(tmp_path, c
         photos[number] = [dataclasses.replace(row, image=path) for row in photos[number]]
 
     def shown():
-        phases = [Phase(6, 1, 2)]
-        data = PhotoDataset(photos, phases, DataRecipe([]), 64, 4, seed=0)
-        return list(
-            Batches(data, batch_sampler=PhotoSampler(6, phases, range(6), 0), num_workers=workers, collate_fn=list)
-        )
+        training = TrainingRecipe("", [Phase(6, 1, 2)])
+        data = PhotoDataset(photos, DataRecipe([]), training, tiny_config())
+        sampler = PhotoSampler(6, training, range(6))
+        return list(Batches(data, batch_sampler=sampler, num_workers=workers, collate_fn=list))
 
     damage(2)
     with caplog.at_level(logging.WARNING):

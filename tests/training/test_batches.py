@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tiny import tiny_config
 
 from refseg.data.table import Row
 from refseg.masks import encode_mask
@@ -15,17 +16,22 @@ from refseg.training.batches import (
     Collate,
     PhotoDataset,
     PhotoSampler,
+    crop_proof,
     draw,
-    mix_siblings,
+    mix,
     phase_at,
     random_crop,
     scaled_grid,
 )
-from refseg.training.recipe import DataRecipe, Phase
+from refseg.training.recipe import DataRecipe, Phase, TrainingRecipe
 from refseg.words import WordTokenizer
 
 PHASES = st.lists(st.builds(Phase, st.integers(1, 4), st.integers(1, 5), st.just(1)), min_size=1, max_size=3)
 RUNS = {"phases": PHASES, "photos": st.integers(1, 9), "seed": st.integers(0, 3)}
+
+
+def plan(phases, seed=0, **values):
+    return TrainingRecipe("", phases, seed=seed, **values)
 
 
 def steps(sampler):
@@ -35,7 +41,7 @@ def steps(sampler):
 @given(**RUNS, world=st.integers(1, 3))
 @settings(max_examples=60, deadline=None)
 def test_every_photograph_once_a_round(phases, photos, seed, world):
-    ranks = [steps(PhotoSampler(photos, phases, range(12), seed, rank, world)) for rank in range(world)]
+    ranks = [steps(PhotoSampler(photos, plan(phases, seed), range(12), rank, world)) for rank in range(world)]
     shown = [photo for step in zip(*ranks, strict=True) for share in step for photo in share]
     for start in range(0, len(shown) - photos + 1, photos):
         assert sorted(shown[start : start + photos]) == list(range(photos))
@@ -44,24 +50,37 @@ def test_every_photograph_once_a_round(phases, photos, seed, world):
 @given(**RUNS, world=st.integers(1, 3))
 @settings(max_examples=60, deadline=None)
 def test_processes_share_out_the_step_of_one(phases, photos, seed, world):
-    ranks = [list(PhotoSampler(photos, phases, range(9), seed, rank, world)) for rank in range(world)]
+    ranks = [list(PhotoSampler(photos, plan(phases, seed), range(9), rank, world)) for rank in range(world)]
     together = [dataclasses.replace(phase, photos=phase.photos * world) for phase in phases]
     shared = [[key for share in step for key in share] for step in zip(*ranks, strict=True)]
-    assert shared == list(PhotoSampler(photos, together, range(9), seed))
+    assert shared == list(PhotoSampler(photos, plan(together, seed), range(9)))
 
 
 @given(**RUNS, done=st.integers(0, 11), rank=st.integers(0, 1))
 @settings(max_examples=60, deadline=None)
 def test_a_resumed_run_sees_what_the_undisturbed_one_would(phases, photos, seed, done, rank):
-    straight = list(PhotoSampler(photos, phases, range(12), seed, rank, 2))
-    resumed = PhotoSampler(photos, phases, range(done, 12), seed, rank, 2)
+    straight = list(PhotoSampler(photos, plan(phases, seed), range(12), rank, 2))
+    resumed = PhotoSampler(photos, plan(phases, seed), range(done, 12), rank, 2)
     assert list(resumed) == straight[done:]
     assert len(resumed) == 12 - done
 
 
+@given(**RUNS, world=st.integers(1, 2), accumulate=st.integers(1, 3))
+@settings(max_examples=60, deadline=None)
+def test_batches_that_make_one_step_share_out_what_one_large_batch_would_hold(phases, photos, seed, world, accumulate):
+    training = plan(phases, seed, accumulate=accumulate)
+    ranks = [list(PhotoSampler(photos, training, range(3, 9), rank, world)) for rank in range(world)]
+    assert all(len(batches) == len(PhotoSampler(photos, training, range(3, 9))) == 6 * accumulate for batches in ranks)
+    in_turn = [batch for batches in zip(*ranks, strict=True) for batch in batches]
+    parts = accumulate * world
+    shared = [[key for batch in in_turn[n : n + parts] for key in batch] for n in range(0, len(in_turn), parts)]
+    together = [dataclasses.replace(phase, photos=phase.photos * parts) for phase in phases]
+    assert shared == list(PhotoSampler(photos, plan(together, seed), range(3, 9)))
+
+
 def test_rounds_and_seeds_differ():
-    first, second = np.reshape(steps(PhotoSampler(50, [Phase(1, 50, 1)], range(2), 0)), (2, 50))
-    (other,) = steps(PhotoSampler(50, [Phase(1, 50, 1)], range(1), 1))
+    first, second = np.reshape(steps(PhotoSampler(50, plan([Phase(1, 50, 1)]), range(2))), (2, 50))
+    (other,) = steps(PhotoSampler(50, plan([Phase(1, 50, 1)], seed=1), range(1)))
     assert list(first) != list(second) and list(first) != other
 
 
@@ -90,14 +109,19 @@ PHASE = [Phase(9, 1, 4)]
 def dataset(tmp_path):
     Image.fromarray(np.repeat(REFERENT[..., None] * np.uint8(255), 3, axis=2)).save(tmp_path / "photo.png")
 
-    def make(rows, phases=PHASE, image_size=64, grid=4, **recipe):
+    def make(rows, phases=PHASE, grid=4, target="cells", **data):
         table = [
             Row(tmp_path / "photo.png", 1, HEIGHT, WIDTH, text, encode_mask(mask), kind=kind)
             for text, kind, mask in rows
         ]
-        return PhotoDataset([table], phases, DataRecipe(train=[], **{**PLAIN, **recipe}), image_size, grid, seed=0)
+        return photo_dataset([table], phases, grid, target=target, **data)
 
     return make
+
+
+def photo_dataset(photos, phases=PHASE, grid=4, seed=0, target="cells", **data):
+    recipe = DataRecipe(train=[], **{**PLAIN, **data})
+    return PhotoDataset(photos, recipe, plan(phases, seed, target=target), tiny_config(image_size=64, grid=grid))
 
 
 BAG = ("the bag on the left", "category", REFERENT)
@@ -164,14 +188,65 @@ def test_a_referent_outside_the_crop_is_not_asked_for(dataset):
     assert all(len(s.expressions) == len(s.targets) == s.answered for s in samples)
 
 
+@pytest.mark.parametrize("target", ["half", "full"])
+def test_a_fine_target_is_the_mask_itself(dataset, target):
+    """The photograph is 64×48 and the network's side 64, so that `full` has a column for each of the mask's."""
+    mask = mask_of(3, 7, 17, 30)
+    sample = dataset([("x", "", mask)], [Phase(9, 1, 1, side=64)], target=target)[0, 0, 0]
+    assert sample.targets.shape == sample.rivals.shape == (1, 1, *[64 if target == "full" else 32] * 2)
+    assert set(sample.targets.unique().tolist()) == {0.0, 1.0}
+    columns = sample.targets[0, 0].any(dim=0).nonzero().flatten()
+    first, last = (7, 29) if target == "full" else (3, 14)  # half of column 7 is half a pixel, which counts
+    assert (columns[0], columns[-1]) == (first, last)
+    assert sample.targets.mean() == pytest.approx(mask.mean(), rel=0.05)
+
+
+def test_a_referent_thinner_than_a_pixel_of_the_target_is_still_there(dataset):
+    speck = mask_of(20, 33, 21, 34)
+    assert dataset([("x", "", speck)], target="half")[0, 0, 0].targets.sum() == 1
+    nothing = np.zeros_like(speck)
+    assert not dataset([("x", "nothing", nothing)], target="half")[0, 0, 0].targets.any()
+
+
+def test_typed_sentences_are_crop_proof_unless_they_name_a_place_or_tell_siblings_apart(tmp_path):
+    def proof(expression, **values):
+        row = Row(tmp_path, 1, 1, 1, expression, "", kind="typed", segment_ids=(4,), label="dog")
+        return crop_proof(dataclasses.replace(row, **values))
+
+    assert all(map(proof, ["dog", "Brown dog with a ball", "laptop", "farmer's backpack", "wall behindhand"]))
+    placed = [
+        "dog on the left",
+        "LEFTMOST dog",
+        "dog in back",
+        "dog, right side",
+        "the bigger dog",
+        "2nd dog",
+        "top dog",
+    ]
+    assert not any(map(proof, placed))
+    assert not proof("dog", siblings=1) and not proof("both dogs", segment_ids=(4, 5))
+    assert not proof("an elephant", kind="nothing", segment_ids=())
+
+
+@given(st.lists(st.sampled_from(["category", "typed", "nothing"]), max_size=30), st.sampled_from([0.25, 0.5, 1.0]))
+def test_a_phase_draws_its_share_of_typed_expressions(kinds, share):
+    rows = [Row(Path("a.png"), 1, 1, 1, str(n), "", kind=kind) for n, kind in enumerate(kinds)]
+    drawn = draw(rows, Phase(1, 1, 8, 12, typed=share))
+    typed = [row for row in drawn if row.kind != "category"]
+    there, others = sum(kind != "category" for kind in kinds), kinds.count("category")
+    count = min(12, len(rows))
+    assert len(drawn) == count
+    due = share * count
+    assert due <= len(typed) < due + 1 or len(typed) == there or len(drawn) - len(typed) == others
+
+
 def test_what_another_photograph_alone_holds_is_answered_by_nothing(dataset):
     bag = Row(dataset([BAG]).photos[0][0].image, 1, HEIGHT, WIDTH, "the bag", encode_mask(REFERENT), label="bag")
     bag = dataclasses.replace(bag, kind="category")
 
     def shown(*others, absent=1.0):
-        recipe = DataRecipe(train=[], **PLAIN, absent=absent)
         photos = [[bag] * 3, [dataclasses.replace(bag, **{"label": "hat", "expression": "a hat"} | o) for o in others]]
-        samples = [PhotoDataset(photos, PHASE, recipe, 64, 4, seed)[0, 0, 0] for seed in range(20)]
+        samples = [photo_dataset(photos, seed=seed, absent=absent)[0, 0, 0] for seed in range(20)]
         return [
             (e, bool(t.any())) for sample in samples for e, t in zip(sample.expressions, sample.targets, strict=True)
         ]
@@ -205,8 +280,7 @@ def test_rivals_are_the_others_of_the_label(dataset):
         row("hat", [], "hat", 0),
     ]
     for share in (0.0, 1.0):
-        recipe = DataRecipe(train=[], **PLAIN | {"mirror": share})
-        sample = PhotoDataset([rows], [Phase(9, 1, 9)], recipe, 64, 4, seed=0)[0, 0, 0]
+        sample = photo_dataset([rows], [Phase(9, 1, 9)], mirror=share)[0, 0, 0]
         target, rivals = (dict(zip(sample.expressions, maps, strict=True)) for maps in (sample.targets, sample.rivals))
         for text, others in {"first": "second third", "third": "first second", "pair": "third", "hat": ""}.items():
             expected = sum((target[other] for other in others.split()), torch.zeros(1, 16, 16))
@@ -214,9 +288,9 @@ def test_rivals_are_the_others_of_the_label(dataset):
 
 
 @given(st.lists(st.booleans(), max_size=30), st.sampled_from([0.25, 0.5, 0.7, 1.0]))
-def test_siblings_are_mixed_in_by_their_share(having, share):
+def test_rows_that_fit_are_mixed_in_by_their_share(having, share):
     rows = [Row(Path("a.png"), 1, 1, 1, str(n), "", siblings=int(has)) for n, has in enumerate(having)]
-    mixed = mix_siblings(rows, share)
+    mixed = mix(rows, share, lambda row: row.siblings > 0)
     assert sorted(mixed, key=lambda row: int(row.expression)) == rows
     for has in (True, False):
         assert [row for row in mixed if bool(row.siblings) == has] == [row for row in rows if bool(row.siblings) == has]
@@ -237,16 +311,26 @@ def test_phases_set_sizes_and_counts(dataset):
 
 
 def test_the_grid_keeps_its_cells_of_pixels():
-    assert [scaled_grid(side, 320, 20) for side in (320, 256, 192, 16)] == [20, 16, 12, 2]
+    config = tiny_config(image_size=320, grid=20)
+    assert [scaled_grid(side, config) for side in (320, 256, 192, 16)] == [20, 16, 12, 2]
 
 
-@given(st.integers(1, 500), st.integers(1, 500), st.integers(0, 9))
+@given(st.integers(1, 500), st.integers(1, 500), st.integers(0, 9), st.sampled_from([0.35, 0.6, 1.0]))
 @settings(max_examples=60, deadline=None)
-def test_crops_lie_inside_and_show_most(width, height, seed):
-    left, top, right, bottom = random_crop(np.random.default_rng(seed), (width, height))
+def test_crops_lie_inside_and_show_the_least_that_is_asked(width, height, seed, least):
+    left, top, right, bottom = random_crop(np.random.default_rng(seed), (width, height), least)
     for start, end, length in ((left, right, width), (top, bottom, height)):
         assert 0 <= start < end <= length
-        assert end - start >= max(1, 0.6 * length - 0.5)
+        assert end - start >= max(1, least * length - 0.5)
+
+
+def test_zoom_makes_things_large(dataset):
+    """The referent covers 29% of the photograph; of the smallest crops of 0.6, it covers at most 29 / 0.36 = 80%."""
+    shares = {
+        zoom: max(dataset([BAG], crop=1.0, zoom=zoom)[0, step, 0].targets.mean().item() for step in range(60))
+        for zoom in (0.6, 0.2)
+    }
+    assert shares[0.6] < 0.81 < shares[0.2]
 
 
 def test_jitter_keeps_which_colour_is_strongest(dataset):

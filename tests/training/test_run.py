@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from safetensors.torch import load_file
 from small_run import MODEL, PER_PHOTO, SCENES, train, write_recipe
@@ -16,7 +18,11 @@ from small_run import MODEL, PER_PHOTO, SCENES, train, write_recipe
 import refseg
 from refseg.data.sources import load_rows
 from refseg.errors import RefsegError
+from refseg.evaluation.evaluate import evaluate
+from refseg.evaluation.protocols import SHNET
+from refseg.models.interface import Prediction
 from refseg.models.shnet import SHNet, SHNetConfig
+from refseg.training.losses import mask_loss
 from refseg.training.recipe import Phase, TrainingRecipe
 from refseg.training.trainer import Trainee
 from refseg.words import FREQUENT
@@ -30,8 +36,6 @@ def cache(tmp_path_factory):
 
 
 def overall_iou(folder, rows):
-    from refseg.evaluation.evaluate import evaluate
-
     return evaluate(refseg.load(folder), rows).overall.overall_iou
 
 
@@ -77,7 +81,7 @@ def test_a_resumed_run_ends_with_the_same_bits(straight, tmp_path):
     expected, got = (load_file(f / "model.safetensors") for f in (folder, resumed))
     assert [name for name in expected if not torch.equal(expected[name], got[name])] == []
     early = load_file(folder / "checkpoint-3" / "model.safetensors")
-    assert any(not torch.equal(early[f"model.{name}"], got[name]) for name in got)
+    assert any(not torch.equal(early[name], got[name]) for name in got)
 
 
 def test_a_finished_run_resumes_to_itself(straight, tmp_path):
@@ -86,6 +90,98 @@ def test_a_finished_run_resumes_to_itself(straight, tmp_path):
     resumed = train(recipe, f"training.output={tmp_path / 'run'}", resume=True)
     expected, got = (load_file(f / "model.safetensors") for f in (folder, resumed))
     assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_every_checkpoint_of_a_run_is_a_model(straight):
+    _, folder = straight
+    rows = load_rows(SCENES, per_photo=2)
+    finished, early = refseg.load(folder), refseg.load(folder / "checkpoint-3")
+    assert early.tokenizer.vocabulary == finished.tokenizer.vocabulary
+    assert 0 <= overall_iou(folder / "checkpoint-3", rows) <= 1
+    last = load_file(folder / "checkpoint-6" / "model.safetensors")
+    assert all(torch.equal(tensor, last[name]) for name, tensor in load_file(folder / "model.safetensors").items())
+
+
+def validated(tmp_path, monkeypatch, scores, steps, **validation):
+    """A run whose readings find these scores, one after the other; its folder, its last state and its readings."""
+    import refseg.training.trainer
+
+    asked = []
+
+    def read(segmenter, rows, **options):
+        asked.append((not segmenter.model.training, len({row.image for row in rows}), options))
+        score = scores[len(asked) - 1]
+        return SimpleNamespace(overall=SimpleNamespace(mean_iou=score, overall_iou=1 - score))
+
+    monkeypatch.setattr(refseg.training.trainer, "answer_and_score", read)
+    recipe = write_recipe(
+        tmp_path,
+        steps=steps,
+        data={"val": ["scenes:2:1"]},
+        training={"save_steps": 3, "warmup_steps": 0, "validation": {"every": 2, **validation}},
+    )
+    folder = train(recipe)
+    *_, last = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    return folder, json.loads((last / "trainer_state.json").read_text()), asked
+
+
+def test_the_best_reading_becomes_the_model(tmp_path, monkeypatch):
+    folder, state, asked = validated(tmp_path, monkeypatch, [0.1, 0.5, 0.2, 0.3, 0.4], 9, protocol="lavt", photos=1)
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-6", "checkpoint-9"}
+    best, last = (load_file(folder / f"checkpoint-{step}" / "model.safetensors") for step in (4, 9))
+    finished = load_file(folder / "model.safetensors")
+    assert all(torch.equal(tensor, best[name]) for name, tensor in finished.items())
+    assert any(not torch.equal(tensor, last[name]) for name, tensor in finished.items())
+    lines = {line["step"]: line["eval_mean_iou"] for line in state["log_history"] if "eval_mean_iou" in line}
+    assert lines == {2: 0.1, 4: 0.5, 6: 0.2, 8: 0.3} | ({9: 0.4} if 9 in lines else {}) and len(asked) == 5, (
+        "the end is read as well"
+    )
+    for evaluates, photographs, options in asked:
+        assert evaluates and photographs == 2
+        assert (options["protocol"].name, options["max_photos"], options["share"]) == ("lavt", 1, False)
+
+
+def test_the_end_may_be_the_best(tmp_path, monkeypatch):
+    folder, _, _ = validated(tmp_path, monkeypatch, [0.1, 0.9], 3)
+    last = load_file(folder / "checkpoint-3" / "model.safetensors")
+    assert all(torch.equal(tensor, last[name]) for name, tensor in load_file(folder / "model.safetensors").items())
+
+
+def test_a_run_without_gain_ends(tmp_path, monkeypatch):
+    """By overall IoU the readings are 0.5, 0.4, 0.3: the second after the best is one too many."""
+    scores = [0.5, 0.6, 0.7, 0.1]
+    folder, state, asked = validated(tmp_path, monkeypatch, scores, 12, patience=2, measure="overall_iou")
+    assert len(asked) == 3 and state["best_global_step"] == 2
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3", "checkpoint-6"}
+    assert (folder / "model.safetensors").read_bytes() == (folder / "checkpoint-2" / "model.safetensors").read_bytes()
+
+
+def test_readings_change_nothing_in_the_training(straight, tmp_path):
+    """The run of `straight` once more, with real readings under another protocol."""
+    recipe, folder = straight
+    validation = "training.validation={every: 4, protocol: shnet, photos: 2}"
+    read = train(recipe, validation, "data.val=[scenes:3:1]", f"training.output={tmp_path / 'run'}")
+    for name in ("model.safetensors", "optimizer.pt"):
+        assert (read / "checkpoint-6" / name).read_bytes() == (folder / "checkpoint-6" / name).read_bytes()
+    with pytest.raises(RefsegError, match="no protocol 'lavd'; one of"):
+        values = ["training.validation={every: 4, protocol: lavd}", "data.val=[scenes:3:1]"]
+        train(recipe, *values, f"training.output={tmp_path / 'other'}")
+
+
+def test_trackers(tmp_path):
+    quiet = train(write_recipe(tmp_path / "quiet", steps=1, training={"report_to": []}))
+    assert not list(quiet.rglob("events.*"))
+    with pytest.raises(RefsegError, match=r"report_to: nobody is not installed.*tensorboard"):
+        train(write_recipe(tmp_path / "none", steps=1, training={"report_to": ["nobody"]}))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_float16_without_a_gpu_is_float32(tmp_path, caplog):
+    plain = train(write_recipe(tmp_path / "plain", steps=1))
+    with caplog.at_level(logging.WARNING):
+        half = train(write_recipe(tmp_path / "half", steps=1, training={"fp16": True}))
+    assert "float16 needs a GPU" in caplog.text
+    assert (half / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
 
 
 def test_a_run_goes_on_from_a_trained_model(straight, tmp_path):
@@ -199,6 +295,27 @@ def test_sentences_and_vectors_start_the_words(tmp_path):
     assert vectors[0].abs().sum() == 0
 
 
+def test_words_of_the_file_alone_are_understood_while_words_are_frozen(tmp_path):
+    """No sentence has "quokka" or "settee"; a run that goes on from the model keeps its words and takes new ones."""
+    lines = {"quokka": 0.5, "settee": -0.5, "circle": 0.25}
+    numbers = {word: " ".join([str(value)] * 16) for word, value in (lines | {"rug": 0.75}).items()}
+    (tmp_path / "few.vec").write_text("".join(f"{word} {numbers[word]}\n" for word in lines))
+    (tmp_path / "more.vec").write_text(f"rug {numbers['rug']}\nquokka {numbers['rug']}\n")
+    recipe = write_recipe(tmp_path, steps=2, model={"freeze_words": True}, training={"warmup_steps": 0})
+    folder = train(recipe, f"word_vectors={tmp_path / 'few.vec'}")
+    segmenter = refseg.load(folder)
+    words, vectors = segmenter.tokenizer.vocabulary, segmenter.model.text_encoder.embedding.weight
+    for word, value in lines.items():
+        assert torch.equal(vectors[words[word]], torch.full((16,), value))
+    torch.testing.assert_close(vectors[words["<unk>"]], torch.full((16,), 0.25 / 3))
+    raw = yaml.safe_load(recipe.read_text()) | {"model": {}, "start": str(folder)}
+    recipe.write_text(yaml.safe_dump(raw))
+    more = refseg.load(train(recipe, f"word_vectors={tmp_path / 'more.vec'}", f"training.output={tmp_path / 'more'}"))
+    weights = more.model.text_encoder.embedding.weight
+    assert torch.equal(weights[: len(vectors)], vectors)
+    assert torch.equal(weights[more.tokenizer.vocabulary["rug"]], torch.full((16,), 0.75))
+
+
 def test_both_losses_count_the_choice():
     """The alignment's and the network's: the choice adds its weight times its loss, and nothing without rivals."""
     torch.manual_seed(0)
@@ -226,9 +343,67 @@ def test_both_losses_count_the_choice():
         assert loss(2.0, torch.zeros_like(right), answered, aligned) == pytest.approx(none)
 
 
+def trainee_and_batch(target, auxiliary=(), **recipe):
+    """A network that answers with fixed logits on 32×32, and on the way with the `auxiliary` ones."""
+    torch.manual_seed(0)
+    model = SHNet(SHNetConfig(**MODEL, vocabulary=9))
+    logits = torch.randn(2, 1, 32, 32)
+    maps = {str(number): torch.randn(2, 1, side, side) for number, side in enumerate(auxiliary)}
+    model.answer = lambda features, tokens: Prediction(logits, maps)
+    side = {"cells": 32, "half": 32, "full": 64}[target]
+    batch = {
+        "images": torch.rand(1, 3, 64, 64),
+        "ids": torch.tensor([[2, 3], [4, 5]]),
+        "mask": torch.ones(2, 2, dtype=torch.bool),
+        "photo_of": torch.zeros(2, dtype=torch.long),
+        "targets": (torch.rand(2, 1, side, side) > 0.7).float(),
+        "rivals": torch.zeros(2, 1, side, side),
+        "answered": torch.tensor([True, True]),
+    }
+    return Trainee(model, TrainingRecipe("", [Phase(1, 1, 1)], target=target, **recipe)).eval(), batch, logits, maps
+
+
+def test_maps_on_the_way_have_a_loss_each(tmp_path):
+    """BRINet's come at the size of the answer, CMPC's smaller; each counts with the one weight."""
+    trainee, batch, logits, maps = trainee_and_batch("half", [32, 8], auxiliary_weight=0.25, dice_weight=1.0)
+    targets = batch["targets"]
+    large = F.interpolate(maps["1"], (32, 32), mode="bilinear")
+    expected = mask_loss(logits, targets, 1.0) + 0.25 * sum(mask_loss(m, targets, 0.0) for m in (maps["0"], large))
+    assert trainee(**batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_against_a_fine_target_the_logits_are_resized():
+    trainee, batch, logits, _ = trainee_and_batch("full", dice_weight=1.0, choice_weight=1.0)
+    resized = F.interpolate(logits, (64, 64), mode="bilinear", align_corners=False)
+    expected = mask_loss(resized, batch["targets"], 1.0)
+    assert trainee(**batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_alignment_sees_shares_of_its_own_cells(monkeypatch):
+    trainee, batch, *_ = trainee_and_batch("full", alignment_weight=1.0)
+    seen = []
+
+    def loss(logits, targets, rivals):
+        seen.append((logits, targets))
+        return logits.sum()
+
+    monkeypatch.setattr(trainee, "_loss", loss)
+    trainee(**batch)
+    scores, shares = seen[0]
+    assert scores.shape == shares.shape == (2, 1, 8, 8)
+    torch.testing.assert_close(shares, batch["targets"].view(2, 1, 8, 8, 8, 8).mean(dim=(3, 5)))
+
+
+@pytest.mark.parametrize("target", ["cells", "half", "full"])
+def test_a_run_against_every_target(tmp_path, target):
+    recipe = write_recipe(tmp_path, steps=2, training={"target": target, "save_steps": 1, "choice_weight": 1.0})
+    assert 0 <= overall_iou(train(recipe), load_rows(SCENES, per_photo=2)) <= 1
+
+
 @pytest.mark.slow
 def test_two_processes_train_one_network(tmp_path):
-    recipe = write_recipe(tmp_path, steps=3)
+    reads = {"validation": {"every": 2, "protocol": "shnet"}}
+    recipe = write_recipe(tmp_path, steps=3, data={"val": ["scenes:3:1"]}, training=reads)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*launch, "-m", "refseg", "train", str(recipe)],
@@ -239,5 +414,11 @@ def test_two_processes_train_one_network(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     folder = Path(tmp_path / "run")
-    assert json.loads((folder / "checkpoint-3" / "trainer_state.json").read_text())["global_step"] == 3
+    state = json.loads((folder / "checkpoint-3" / "trainer_state.json").read_text())
+    assert state["global_step"] == 3
+    (score,) = [line["eval_mean_iou"] for line in state["log_history"] if "eval_mean_iou" in line and line["step"] == 2]
+    report = evaluate(
+        refseg.load(folder / "checkpoint-2", device="cpu"), load_rows("scenes:3:1", per_photo=PER_PHOTO), protocol=SHNET
+    )
+    assert score == pytest.approx(report.overall.mean_iou)
     assert 0 <= overall_iou(folder, load_rows(SCENES, per_photo=PER_PHOTO)) <= 1

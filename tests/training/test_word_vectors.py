@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from refseg.errors import RefsegError
-from refseg.training.word_vectors import learn_vectors, read_sentences, read_vectors
+from refseg.training.word_vectors import learn_vectors, read_sentences, read_vectors, vector_words
 from refseg.words import WordTokenizer
 
 VOCABULARY = {"<pad>": 0, "<unk>": 1, "dog": 2, "cat": 3}
@@ -32,6 +32,18 @@ def test_glove_faults(tmp_path):
     for unreadable in (tmp_path / "absent.txt", tmp_path):
         with pytest.raises(RefsegError, match="cannot be read"):
             read_vectors(unreadable, VOCABULARY, 3)
+
+
+def test_a_file_of_moderate_size_joins_the_vocabulary_whole(tmp_path, monkeypatch):
+    file = tmp_path / "glove.txt"
+    file.write_text("sofa 1 2\n. . . 0 0\nhot-dog 1 2\nDog 3 4\nsettee 1 2\n", encoding="utf-8")
+    tokenizer = WordTokenizer.from_expressions(["the dog"])
+    words = vector_words(file, tokenizer)
+    assert words == ["sofa", ".", "settee"], "what the tokenizer splits or lowers is never looked up"
+    monkeypatch.setattr("refseg.training.word_vectors.MODERATE", 4)
+    assert vector_words(file, tokenizer) == []
+    with pytest.raises(RefsegError, match="cannot be read"):
+        vector_words(tmp_path / "absent.txt", tokenizer)
 
 
 def test_longer_vectors_than_wanted_are_no_words(tmp_path):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,17 +16,30 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch.utils.data import Dataset, Sampler
 
 from refseg.data.expressions.generate import mirror_expression
+from refseg.data.expressions.typed import KIND as TYPED
+from refseg.data.expressions.typed import NOTHING
 from refseg.data.table import Row
 from refseg.errors import RefsegError
+from refseg.models.interface import ReferringConfig
 from refseg.photo import read_photo
-from refseg.training.recipe import DataRecipe, Phase
+from refseg.training.recipe import DataRecipe, Phase, TrainingRecipe
 from refseg.transforms import to_square
 from refseg.words import WordTokenizer
 
 log = logging.getLogger(__name__)
 
 CROP_PROOF = ("category", "colour", "stuff")
-"""Kinds of expressions that stay true in every crop that shows their referent."""
+"""Kinds of generated expressions that stay true in every crop that shows their referent."""
+PLACES = frozenset(
+    "left right leftmost rightmost lefthand righthand top bottom topmost bottommost upper lower uppermost lowermost "  # noqa: SIM905
+    "highest lowest middle center centre central corner edge side sides end far farthest furthest near nearest close "
+    "closest closer foreground background front back behind big bigger biggest large larger largest small smaller "
+    "smallest little tiny huge tall taller tallest short shorter shortest first second third fourth 1st 2nd 3rd 4th "
+    "last next other another".split()
+)
+"""Words by which a typed sentence may mean a place, a size or a rank, which a crop changes."""
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom of a crop, in pixels of the photograph."""
 Key = tuple[int, int, int]
 """Photograph, step, and position within the step."""
 
@@ -39,38 +52,58 @@ class Sample:
     """(3, S, S) float32 in 0..1."""
     expressions: list[str]
     targets: torch.Tensor
-    """(E, 1, 4·grid, 4·grid) float32: the share of each cell that the referent covers."""
+    """(E, 1, t, t) float32 in 0..1: what the mask logits are compared with; see `TrainingRecipe.target`."""
     rivals: torch.Tensor
-    """Like targets: the share that others of the referent's label cover; zero where it is the only one."""
+    """Like targets: where others of the referent's label are; zero where it is the only one."""
     answered: int
     """How many of the expressions, the first ones, the whole network answers."""
     seed: int = 0
     """For what is drawn once the samples are a batch."""
 
 
-class PhotoSampler(Sampler[list[Key]]):
-    """The photographs of each step for one process; shuffled anew each time all have been seen."""
+class View(NamedTuple):
+    """How a photograph is shown."""
 
-    def __init__(
-        self, photos: int, phases: Sequence[Phase], steps: range, seed: int, rank: int = 0, world: int = 1
-    ) -> None:
-        self.photos, self.phases, self.steps = photos, phases, steps
-        self.seed, self.rank, self.world = seed, rank, world
+    side: int
+    """Side S of the network input, in pixels."""
+    box: Box | None
+    """The part that is shown; None shows all of it."""
+    mirrored: bool
+
+    def show(self, picture: Image.Image) -> Image.Image:
+        """The photograph, or a mask of its size, as the view shows it."""
+        picture = picture if self.box is None else picture.crop(self.box)
+        return ImageOps.mirror(picture) if self.mirrored else picture
+
+    def say(self, expression: str) -> str:
+        """The expression as it is true of the view."""
+        return mirror_expression(expression) if self.mirrored else expression
+
+
+class PhotoSampler(Sampler[list[Key]]):
+    """The photographs of each batch for one process; shuffled anew each time all have been seen."""
+
+    def __init__(self, photos: int, training: TrainingRecipe, steps: range, rank: int = 0, world: int = 1) -> None:
+        """`photos`: how many there are; `steps`: those of the run that are to do; `rank` and `world`: torchrun's."""
+        self.photos, self.training, self.steps = photos, training, steps
+        self.rank, self.world = rank, world
 
     def __len__(self) -> int:
-        return len(self.steps)
+        return len(self.steps) * self.training.accumulate
 
     def __iter__(self) -> Iterator[list[Key]]:
-        shown = sum(phase_at(self.phases, s).photos for s in range(self.steps.start)) * self.world
+        shares = self.world * self.training.accumulate
+        shown = sum(phase_at(self.training.phases, step).photos for step in range(self.steps.start)) * shares
         for step in self.steps:
-            per_process = phase_at(self.phases, step).photos
-            first = shown + self.rank * per_process
-            yield [(self._photo(first + i), step, self.rank * per_process + i) for i in range(per_process)]
-            shown += per_process * self.world
+            count = phase_at(self.training.phases, step).photos
+            for batch in range(self.training.accumulate):
+                first = (batch * self.world + self.rank) * count
+                yield [(self._photo(shown + place), step, place) for place in range(first, first + count)]
+            shown += count * shares
 
     def _photo(self, place: int) -> int:
         round_, index = divmod(place, self.photos)
-        order = np.random.default_rng((self.seed, round_)).permutation(self.photos)
+        order = np.random.default_rng((self.training.seed, round_)).permutation(self.photos)
         return int(order[index])
 
 
@@ -87,17 +120,10 @@ class PhotoDataset(Dataset[Sample]):
     """Photographs by `Key`, with expressions drawn and augmented so that every sentence stays true."""
 
     def __init__(
-        self,
-        photos: Sequence[list[Row]],
-        phases: Sequence[Phase],
-        recipe: DataRecipe,
-        image_size: int,
-        grid: int,
-        seed: int,
+        self, photos: Sequence[list[Row]], data: DataRecipe, training: TrainingRecipe, config: ReferringConfig
     ) -> None:
-        self.photos = photos
-        self.phases, self.recipe, self.seed = phases, recipe, seed
-        self.image_size, self.grid = image_size, grid
+        """`photos`: the rows of each photograph; `config`: that of the network that is trained."""
+        self.photos, self.data, self.training, self.config = photos, data, training, config
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -112,44 +138,62 @@ class PhotoDataset(Dataset[Sample]):
             return self._sample(((index + 1) % len(self.photos), step, place))
 
     def _sample(self, key: Key) -> Sample:
+        """Three steps: how the photograph is shown, what is asked about it, and what the answers should be."""
         index, step, place = key
-        rng = np.random.default_rng((self.seed, step, place))
-        phase = phase_at(self.phases, step)
-        side = phase.side or self.image_size
-        cells = 4 * scaled_grid(side, self.image_size, self.grid)
-        rows = self.photos[index]
-        photo = read_photo(rows[0].image)
-        box: tuple[int, int, int, int] | None = None
-        if rng.random() < self.recipe.crop:
-            box = random_crop(rng, photo.size)
-            rows = [row for row in rows if row.kind in CROP_PROOF] or rows
-            box = box if rows[0].kind in CROP_PROOF else None
-        mirrored = bool(rng.random() < self.recipe.mirror)
-        drawn = draw([rows[i] for i in rng.permutation(len(rows))], phase)
-        shares = self._shares(drawn, box, mirrored, cells)
-        if box is not None:
-            if seen := [row for row in drawn if shares[row.counts].any()]:
-                drawn = seen
-            else:
-                box, shares = None, self._shares(drawn, None, mirrored, cells)
-        rivals = [rivals_of(row, self.photos[index]) for row in drawn]
-        shares |= self._shares([other for other in chain(*rivals) if other.counts not in shares], box, mirrored, cells)
-        targets = [shares[row.counts] for row in drawn]
-        nothing = np.zeros((cells, cells), np.uint8)
-        taken = [reduce(np.maximum, (shares[other.counts] for other in others), nothing) for others in rivals]
-        photo = jitter(rng, _shown(photo, box, mirrored), self.recipe.jitter)
-        expressions = [mirror_expression(r.expression) if mirrored else r.expression for r in drawn]
-        for i in np.flatnonzero(rng.random(len(drawn)) < self.recipe.absent):
+        rng = np.random.default_rng((self.training.seed, step, place))
+        phase = phase_at(self.training.phases, step)
+        photo = read_photo(self.photos[index][0].image)
+        view, rows = self._view(rng, phase, photo.size, self.photos[index])
+        asked = draw([rows[i] for i in rng.permutation(len(rows))], phase)
+        targets, rivals = self._targets(view, asked, self.photos[index])
+        expressions = [view.say(row.expression) for row in asked]
+        for number in np.flatnonzero(rng.random(len(asked)) < self.data.absent):
             if (absent := self._absent(rng, self.photos[index])) is not None:
-                expressions[i], targets[i], taken[i] = absent, nothing, nothing
+                expressions[number] = absent
+                targets[number] = rivals[number] = 0
         return Sample(
-            image=to_square(photo, side),
+            image=to_square(jitter(rng, view.show(photo), self.data.jitter), view.side),
             expressions=expressions,
-            targets=_stacked(targets),
-            rivals=_stacked(taken),
-            answered=min(phase.expressions, len(drawn)),
+            targets=targets,
+            rivals=rivals,
+            answered=min(phase.expressions, len(asked)),
             seed=int(rng.integers(2**32)),
         )
+
+    def _view(
+        self, rng: np.random.Generator, phase: Phase, size: tuple[int, int], rows: list[Row]
+    ) -> tuple[View, list[Row]]:
+        """How a photograph of `size` (width, height) is shown, and those of its rows that are true of that."""
+        side = phase.side or self.config.image_size
+        mirrored = bool(rng.random() < self.data.mirror)
+        if rng.random() < self.data.crop:
+            box = random_crop(rng, size, self.data.zoom)
+            if shown := rows_within(rows, box):
+                return View(side, box, mirrored), shown
+        return View(side, None, mirrored), rows
+
+    def _targets(self, view: View, asked: list[Row], rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the answers should be, and where the rivals of each referent are; see `Sample`."""
+        side = self._target_side(view.side)
+        maps: dict[str, np.ndarray[Any, Any]] = {}
+
+        def target(row: Row) -> np.ndarray[Any, Any]:
+            if row.counts not in maps:
+                mask = view.show(Image.fromarray(row.mask().astype(np.uint8) * 255))
+                share = np.asarray(mask.resize((side, side), Image.Resampling.BOX), np.float32) / 255
+                maps[row.counts] = share if self.training.target == "cells" else covered(share)
+            return maps[row.counts]
+
+        nothing = np.zeros((side, side), np.float32)
+        targets = [target(row) for row in asked]
+        rivals = [reduce(np.maximum, map(target, rivals_of(row, rows)), nothing) for row in asked]
+        return torch.from_numpy(np.stack(targets)).unsqueeze(1), torch.from_numpy(np.stack(rivals)).unsqueeze(1)
+
+    def _target_side(self, side: int) -> int:
+        """Pixels along one side of the targets of a network input of `side` pixels."""
+        if self.training.target == "cells":
+            return scaled_grid(side, self.config) * self.config.magnification
+        return side // 2 if self.training.target == "half" else side
 
     def _absent(self, rng: np.random.Generator, rows: list[Row]) -> str | None:
         """An expression of another photograph whose label this one lacks; None where none is at hand.
@@ -158,34 +202,53 @@ class PhotoDataset(Dataset[Sample]):
         what this one labels.
         """
         present = {row.label for row in rows}
-        there = self.photos[int(rng.integers(len(self.photos)))]
+        others = self.photos[int(rng.integers(len(self.photos)))]
         fitting = [
             row.expression
-            for row in there
+            for row in others
             if row.split == rows[0].split
-            and row.kind in CROP_PROOF
+            and crop_proof(row)
             and row.label
             and row.label not in present
             and row.label in row.expression
         ]
         return fitting[rng.integers(len(fitting))] if fitting else None
 
-    def _shares(
-        self, rows: list[Row], box: tuple[int, int, int, int] | None, mirrored: bool, cells: int
-    ) -> dict[str, np.ndarray[Any, Any]]:
-        """The share of each cell that a mask covers, (cells, cells) uint8 of 255, by the mask's run lengths."""
-        shares: dict[str, np.ndarray[Any, Any]] = {}
-        for row in rows:
-            if row.counts not in shares:
-                mask = _shown(Image.fromarray(row.mask().astype(np.uint8) * 255), box, mirrored)
-                shares[row.counts] = np.array(mask.resize((cells, cells), Image.Resampling.BOX))
-        return shares
+
+def crop_proof(row: Row) -> bool:
+    """Whether the expression stays true in every crop that shows its referent.
+
+    Of the typed ones, those that tell no siblings apart and have none of the words in PLACES.
+    """
+    if row.kind != TYPED:
+        return row.kind in CROP_PROOF
+    words = re.findall(r"[a-z0-9]+", row.expression.lower())
+    return not row.siblings and len(row.segment_ids) == 1 and PLACES.isdisjoint(words)
+
+
+def rows_within(rows: Sequence[Row], box: Box) -> list[Row]:
+    """The rows that stay true in a crop and whose referent is at least in part within it."""
+    left, top, right, bottom = box
+    fitting = [row for row in rows if crop_proof(row)]
+    shown = {row.counts: row for row in fitting}
+    within = {counts for counts, row in shown.items() if row.mask()[top:bottom, left:right].any()}
+    return [row for row in fitting if row.counts in within]
+
+
+def covered(share: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The mask (t, t) float32 of 0 and 1 that covers half of a pixel or more.
+
+    A referent too thin for that keeps the pixels it covers most: an empty target would teach that it is not there.
+    """
+    return (share >= min(0.5, max(float(share.max()), 1e-6))).astype(np.float32)
 
 
 def draw(rows: list[Row], phase: Phase) -> list[Row]:
     """The first rows, for the whole network, and those for the alignment loss behind them."""
     if phase.siblings:
-        rows = mix_siblings(rows, phase.siblings)
+        rows = mix(rows, phase.siblings, lambda row: row.siblings > 0)
+    if phase.typed:
+        rows = mix(rows, phase.typed, lambda row: row.kind in (TYPED, NOTHING))
     answered, rest = rows[: phase.expressions], rows[phase.expressions :]
     if phase.kinds:
         rest = take_turns([row for row in rest if row.kind in phase.kinds])
@@ -202,40 +265,44 @@ def take_turns(rows: list[Row]) -> list[Row]:
     return [row for _, row in sorted(zip(turns, rows, strict=True), key=lambda pair: pair[0])]
 
 
-def mix_siblings(rows: list[Row], share: float) -> list[Row]:
-    """Of the first rows, however many, the share has siblings: as long as there are rows of both kinds."""
-    having, lacking = ([row for row in rows if bool(row.siblings) == has][::-1] for has in (True, False))
+def mix(rows: list[Row], share: float, fits: Callable[[Row], bool]) -> list[Row]:
+    """Interleaves rows so that every prefix contains about `share` rows that fit, until one kind runs out."""
+    fitting, others = ([row for row in rows if fits(row) == wanted][::-1] for wanted in (True, False))
     mixed: list[Row] = []
-    while having and lacking:
-        due = sum(row.siblings > 0 for row in mixed) < share * (len(mixed) + 1)
-        mixed.append((having if due else lacking).pop())
-    return mixed + having[::-1] + lacking[::-1]
+    taken = 0
+    while fitting and others:
+        due = taken < share * (len(mixed) + 1)
+        mixed.append((fitting if due else others).pop())
+        taken += due
+    return mixed + fitting[::-1] + others[::-1]
 
 
 def rivals_of(row: Row, rows: Sequence[Row]) -> list[Row]:
     """Those of a photograph's rows that mean others of the row's label."""
-    own = set(row.segment_ids)
-    return [other for other in rows if row.siblings and other.label == row.label and own.isdisjoint(other.segment_ids)]
+    if not row.siblings:
+        return []
+    return [other for other in rows if other.label == row.label and set(row.segment_ids).isdisjoint(other.segment_ids)]
 
 
 class Collate:
-    """Samples become the keyword arguments of the network under training; see `train.Trainee`."""
+    """Samples become the keyword arguments of the network under training; see `trainer.Trainee`."""
 
     def __init__(self, tokenizer: WordTokenizer, word_dropout: float) -> None:
         self.tokenizer, self.word_dropout = tokenizer, word_dropout
 
     def __call__(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
         tokens = self.tokenizer([text for sample in samples for text in sample.expressions])
+        ids, mask = torch.as_tensor(tokens.ids), torch.as_tensor(tokens.mask)
         # Drawn by sample, so that neither workers nor processes, nor how long the others are, change a thing.
         width = self.tokenizer.max_words
         drawn = [np.random.default_rng(s.seed).random((len(s.expressions), width)) for s in samples]
-        dropped = torch.from_numpy(np.concatenate(drawn) < self.word_dropout)[:, : tokens.ids.shape[1]]
+        dropped = torch.from_numpy(np.concatenate(drawn) < self.word_dropout)[:, : ids.shape[1]]
         photo_of = [i for i, sample in enumerate(samples) for _ in sample.expressions]
         answered = [e < sample.answered for sample in samples for e in range(len(sample.expressions))]
         return {
             "images": torch.stack([sample.image for sample in samples]),
-            "ids": torch.where(dropped & tokens.mask, self.tokenizer.unknown_id, tokens.ids),
-            "mask": tokens.mask,
+            "ids": torch.where(dropped & mask, self.tokenizer.unknown_id, ids),
+            "mask": mask,
             "photo_of": torch.tensor(photo_of),
             "targets": torch.cat([sample.targets for sample in samples]),
             "rivals": torch.cat([sample.rivals for sample in samples]),
@@ -243,16 +310,16 @@ class Collate:
         }
 
 
-def scaled_grid(side: int, image_size: int, grid: int) -> int:
+def scaled_grid(side: int, config: ReferringConfig) -> int:
     """The grid for another input side, so that a cell covers as many pixels as at the model's own."""
-    return max(2, round(grid * side / image_size))
+    return max(2, round(config.grid * side / config.image_size))
 
 
-def random_crop(rng: np.random.Generator, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """A box (left, top, right, bottom) of 0.6 to 1 of each side of a photograph (width, height)."""
+def random_crop(rng: np.random.Generator, size: tuple[int, int], least: float) -> Box:
+    """A box of `least` to 1 of each side of a photograph (width, height)."""
     starts, ends = [], []
     for length in size:
-        kept = max(1, round(length * rng.uniform(0.6, 1.0)))
+        kept = max(1, round(length * rng.uniform(least, 1.0)))
         starts.append(int(rng.integers(0, length - kept + 1)))
         ends.append(starts[-1] + kept)
     return starts[0], starts[1], ends[0], ends[1]
@@ -263,12 +330,3 @@ def jitter(rng: np.random.Generator, photo: Image.Image, strength: float) -> Ima
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast):
         photo = enhance(photo).enhance(1 + float(rng.uniform(-strength, strength)))
     return photo
-
-
-def _shown(picture: Image.Image, box: tuple[int, int, int, int] | None, mirrored: bool) -> Image.Image:
-    picture = picture if box is None else picture.crop(box)
-    return ImageOps.mirror(picture) if mirrored else picture
-
-
-def _stacked(shares: list[np.ndarray[Any, Any]]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(shares)).float().unsqueeze(1) / 255

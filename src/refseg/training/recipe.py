@@ -15,22 +15,29 @@ import yaml
 
 from refseg.errors import RefsegError
 
+TARGETS = ("cells", "half", "full")
+"""What mask logits can be compared with; see `TrainingRecipe.target`."""
+MEASURES = ("mean_iou", "overall_iou")
+"""By what the best of a run can be chosen."""
+
 
 @dataclass(frozen=True)
 class DataRecipe:
     train: list[str]
-    """Data to learn from: expression tables, COCO-format instance files, or `scenes:COUNT:SEED`.
+    """Data to learn from; each entry is anything that `refseg evaluate --data` takes (see `data.sources.load_rows`).
 
     Data named twice are shown twice as often.
     """
     val: list[str] = field(default_factory=list)
-    """Unseen data, for `refseg evaluate`; training never looks at it."""
+    """Unseen data. Training reads it only where it has a `validation`, and never learns from it."""
     per_photo: int = 40
-    """Expressions generated per photograph where the data hold segments alone."""
+    """Expressions generated per photograph where the data are annotated segments."""
     mirror: float = 0.5
     """Share of photographs shown mirrored, with left and right swapped in their sentences."""
     crop: float = 0.3
-    """Share of photographs shown cropped, with the sentences alone that no crop can make untrue."""
+    """Share of photographs shown cropped, with only those sentences that no crop can make untrue."""
+    zoom: float = 0.6
+    """Smallest side of a crop, as a share of the photograph's side. Small crops make small things large."""
     jitter: float = 0.2
     """Greatest change of brightness and contrast."""
     word_dropout: float = 0.03
@@ -53,10 +60,33 @@ class Phase:
     side: int | None = None
     """Side of the network input where it differs from the model's; the grid shrinks with it."""
     siblings: float = 0.0
-    """Share of the expressions that mean one of several things of a label, as far as a photograph has such; 0 leaves
-    them as they come."""
+    """Share of the expressions that mean one of several things of a label, as far as a photograph has such.
+
+    0 leaves them as they come.
+    """
+    typed: float = 0.0
+    """Share of the expressions that people typed, those that mean nothing included, as far as a photograph has such.
+
+    0 leaves them as they come.
+    """
     kinds: list[str] = field(default_factory=list)
     """Kinds of expressions for the alignment loss, each as often as the others; without any, all as they come."""
+
+
+@dataclass(frozen=True)
+class ValidationRecipe:
+    """How `data.val` is read during training; the best of the readings becomes the finished model."""
+
+    every: int
+    """Steps between two readings."""
+    protocol: str = "native"
+    """The scoring protocol; see docs/protocols.md."""
+    measure: str = "mean_iou"
+    """What decides which reading is best: `mean_iou` or `overall_iou`."""
+    photos: int | None = None
+    """Photographs of each reading, evenly spread over all; None reads all of them."""
+    patience: int | None = None
+    """Readings without a new best after which the run ends; None runs to the end."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +107,30 @@ class TrainingRecipe:
     dice_weight: float = 0.0
     choice_weight: float = 0.0
     """Of the loss for telling the referent from others of its label; see `losses.choice_loss`."""
+    auxiliary_weight: float = 0.1
+    """Of the loss of each map on the way (`Prediction.auxiliary`), for the networks that have such maps."""
+    target: str = "cells"
+    """What the mask logits are compared with.
+
+    `cells`: the share of each logit's cell that the mask covers. `half` and `full`: the mask itself, at half or all of
+    the side of the network input, to which the logits are resized.
+    """
+    accumulate: int = 1
+    """Batches whose gradients make one step: as many photographs more, in the memory of one batch."""
     max_grad_norm: float = 1.0
+    """Longest gradient; a longer one is scaled down. 0 turns it off."""
     bf16: bool = False
+    """Computes in bfloat16 where the machine has instructions for it."""
+    fp16: bool = False
+    """Computes in float16 with a scaled loss, on a GPU; bfloat16 needs no scaling where it is there."""
     workers: int = 0
+    """Processes that prepare batches; 0 prepares them in the training's own."""
     save_steps: int = 500
     log_steps: int = 50
+    report_to: list[str] = field(default_factory=lambda: ["tensorboard"])
+    """Trackers that transformers knows, such as tensorboard, wandb or mlflow; an empty list reports to none."""
+    validation: ValidationRecipe | None = None
+    """None never reads `data.val`."""
     seed: int = 0
 
 
@@ -229,7 +278,7 @@ def _cast_plain(kind: type, value: Any, where: str) -> Any:
 
 
 def _check_model(model: dict[str, Any]) -> None:
-    from refseg.models.interface import read_backbone_config
+    from refseg.models.parts.backbone import read_backbone_config
     from refseg.models.registry import network_of
 
     _check_keys(model, ["model_type", *network_of(model).config_class.settings()], "model.")
@@ -243,9 +292,14 @@ def _check_values(data: DataRecipe, training: TrainingRecipe) -> None:
     """Raises RefsegError for values that no run can use."""
     rules = [
         (bool(data.train), "data.train is empty; name data, such as scenes:3000"),
+        (0 < data.zoom <= 1, "data.zoom must be more than 0 and at most 1"),
         (bool(training.phases), "training.phases is empty; give one phase at least"),
         (min(training.log_steps, training.save_steps) > 0, "training.log_steps and save_steps must be 1 or more"),
         (training.workers >= 0, "training.workers must be 0 or more"),
+        (training.accumulate > 0, "training.accumulate must be 1 or more"),
+        (training.max_grad_norm >= 0, "training.max_grad_norm must be 0 or more"),
+        (training.target in TARGETS, f"training.target must be one of: {', '.join(TARGETS)}"),
+        (not (training.bf16 and training.fp16), "training.bf16 and fp16 exclude each other; keep one"),
     ]
     for share in ("mirror", "crop", "jitter", "word_dropout", "absent"):
         rules.append((0 <= getattr(data, share) <= 1, f"data.{share} must lie between 0 and 1"))
@@ -257,6 +311,15 @@ def _check_values(data: DataRecipe, training: TrainingRecipe) -> None:
             (learns, f"{where} learns nothing; give it expressions, or aligned and an alignment_weight"),
             (phase.side is None or phase.side >= 32, f"{where}.side must be 32 pixels or more"),
             (0 <= phase.siblings <= 1, f"{where}.siblings must lie between 0 and 1"),
+            (0 <= phase.typed <= 1, f"{where}.typed must lie between 0 and 1"),
+        ]
+    if validation := training.validation:
+        where = "training.validation"
+        counts = [count for count in (validation.every, validation.photos, validation.patience) if count is not None]
+        rules += [
+            (bool(data.val), f"{where} has nothing to read; name data.val"),
+            (min(counts) > 0, f"{where}: every, photos and patience must be 1 or more"),
+            (validation.measure in MEASURES, f"{where}.measure must be one of: {', '.join(MEASURES)}"),
         ]
     for holds, fault in rules:
         if not holds:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import set_seed
 
-from refseg.checkpoints import load_network
+from refseg.checkpoints import load_network, read_network
 from refseg.data.sources import load_rows
-from refseg.data.table import by_photograph
+from refseg.data.table import Row, by_photograph
 from refseg.errors import RefsegError
-from refseg.models.interface import ReferringNetwork
+from refseg.evaluation.protocols import find_protocol
+from refseg.models.interface import ReferringConfig, ReferringNetwork
 from refseg.models.registry import build_network
-from refseg.training.backbones import load_backbone
+from refseg.training.backbones import load_backbone, name_scores
 from refseg.training.recipe import Recipe, load_recipe
-from refseg.training.trainer import build_trainer, checkpoints, writing
-from refseg.training.word_vectors import learn_vectors, read_sentences, read_vectors
+from refseg.training.trainer import build_trainer, checkpoints, write_model, writing
+from refseg.training.word_vectors import learn_vectors, read_sentences, start_words, vector_words
 from refseg.words import WordTokenizer
-
-log = logging.getLogger(__name__)
 
 
 def run(path: Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
@@ -31,6 +30,31 @@ def run(path: Path, overrides: Sequence[str] = (), resume: bool = False) -> Path
     """
     recipe = load_recipe(path, overrides)
     output = Path(recipe.training.output)
+    checkpoint = _checkpoint(output, resume)
+    validation = recipe.training.validation
+    if validation:
+        find_protocol(validation.protocol)
+    set_seed(recipe.training.seed)
+    photos = [list(photo) for spec in recipe.data.train for photo in by_photograph(_rows(recipe, spec))]
+    unseen = [row for spec in recipe.data.val for row in _rows(recipe, spec)] if validation else []
+    model, tokenizer = _start(recipe, [row.expression for photo in photos for row in photo])
+    trainer = build_trainer(recipe, model, tokenizer, photos, unseen, checkpoint)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()} if recipe.start_share else {}
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if validation and trainer.last_read != trainer.state.global_step:
+        trainer.evaluate()  # the end is read as well
+    if trainer.is_world_process_zero():
+        best = trainer.best_checkpoint
+        if best is not None and trainer.state.best_global_step != trainer.state.global_step:
+            model.load_state_dict(read_network(best, model.config.model_type)[0].state_dict())
+        _blend(model, before, recipe.start_share)
+        with writing(output):
+            write_model(output, model, tokenizer)
+    return output
+
+
+def _checkpoint(output: Path, resume: bool) -> Path | None:
+    """The checkpoint to go on from. Raises RefsegError where there is one that is not to be used, or none to use."""
     if output.exists() and not output.is_dir():
         raise RefsegError(f"training.output: {output} is a file; name a folder")
     checkpoint = next(reversed(checkpoints(output)), None)
@@ -38,49 +62,44 @@ def run(path: Path, overrides: Sequence[str] = (), resume: bool = False) -> Path
         raise RefsegError(f"{output} holds no checkpoint to resume; start without --resume")
     if checkpoint is not None and not resume:
         raise RefsegError(f"{output} already holds a run; add --resume, or --training.output ANOTHER_FOLDER")
-    set_seed(recipe.training.seed)
-    photos = [
-        photo
-        for spec in recipe.data.train
-        for photo in by_photograph(load_rows(spec, per_photo=recipe.data.per_photo, seed=recipe.training.seed))
-    ]
-    expressions = [row.expression for photo in photos for row in photo]
+    return checkpoint
+
+
+def _rows(recipe: Recipe, spec: str) -> list[Row]:
+    return load_rows(spec, per_photo=recipe.data.per_photo, seed=recipe.training.seed)
+
+
+def _start(recipe: Recipe, expressions: Sequence[str]) -> tuple[ReferringNetwork, WordTokenizer]:
+    """The network that the training starts from, and its vocabulary: the recipe's `start`, or a fresh one."""
     sentences = [sentence for file in recipe.sentences for sentence in read_sentences(Path(file))]
-    if recipe.start:
-        started, vocabulary = load_network(recipe.start)
-        tokenizer = vocabulary.extended(expressions, sentences)
-        model = continued_model(recipe, tokenizer, started)
+    vectors = Path(recipe.word_vectors) if recipe.word_vectors else None
+    started, known = load_network(recipe.start) if recipe.start else (None, None)
+    if known is None:
+        max_words = recipe.model.get("max_words", ReferringConfig.max_words)
+        tokenizer = WordTokenizer.from_expressions(expressions, sentences, max_words=max_words)
     else:
-        tokenizer = WordTokenizer.from_expressions(expressions, sentences, max_words=recipe.model.get("max_words", 25))
-        model = new_model(recipe, tokenizer, expressions + sentences)
-    trainer = build_trainer(recipe, model, tokenizer, photos, checkpoint)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()} if recipe.start_share else {}
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    after = model.state_dict()
-    for name, tensor in before.items():
-        if tensor.is_floating_point():  # batch norm's counter of batches is none
-            after[name].lerp_(tensor.to(after[name]), recipe.start_share)
-    if trainer.is_world_process_zero():
-        with writing(output):
-            model.save_pretrained(output)
-            tokenizer.save_pretrained(output)
-    return output
+        tokenizer = known.extended(expressions, sentences)
+    if vectors:
+        tokenizer = tokenizer.extended(vector_words(vectors, tokenizer))
+    if started is None:
+        model = new_model(recipe, tokenizer, [*expressions, *sentences])
+    else:
+        model = continued_model(recipe, tokenizer, started)
+    if vectors:
+        start_words(model.text_encoder.embedding.weight.data, vectors, tokenizer, len(known) if known else 0)
+    if started is None:
+        name_scores(model, tokenizer)
+    return model, tokenizer
 
 
 def new_model(recipe: Recipe, tokenizer: WordTokenizer, sentences: Sequence[str]) -> ReferringNetwork:
-    """The recipe's network, initialised as it says."""
+    """The recipe's network with random weights, but for what `backbone_weights` and `sentences` initialise."""
     model = build_network({**recipe.model, "vocabulary": len(tokenizer)})
     if recipe.backbone_weights:
         load_backbone(model, recipe.backbone_weights)
     model.image_encoder.keep_statistics = model.config.freeze_backbone or recipe.backbone_weights is not None
-    embedding = model.text_encoder.embedding.weight.data
     if recipe.sentences:
-        embedding[1:] = learn_vectors(sentences, tokenizer, model.config.word_size)[1:]
-    if recipe.word_vectors:
-        vectors = read_vectors(Path(recipe.word_vectors), tokenizer.vocabulary, model.config.word_size)
-        log.info("word vectors for %d of %d words", len(vectors), len(tokenizer))
-        for index, vector in vectors.items():
-            embedding[index] = vector
+        model.text_encoder.embedding.weight.data[1:] = learn_vectors(sentences, tokenizer, model.config.word_size)[1:]
     return model
 
 
@@ -101,3 +120,11 @@ def continued_model(recipe: Recipe, tokenizer: WordTokenizer, started: Referring
             f"({str(fault).splitlines()[1].strip()})"
         ) from fault
     return model
+
+
+def _blend(model: ReferringNetwork, before: Mapping[str, Tensor], share: float) -> None:
+    """Mixes a share of the weights that the training started from into those that it ended with."""
+    after = model.state_dict()
+    for name, tensor in before.items():
+        if tensor.is_floating_point():  # batch norm's counter of batches is none
+            after[name].lerp_(tensor.to(after[name]), share)

@@ -8,22 +8,27 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
+from refseg.checkpoints import quiet_transformers, read_network
 from refseg.data.table import Row
-from refseg.engines.packed import packs
 from refseg.errors import RefsegError, first_line
+from refseg.evaluation.evaluate import evaluate as answer_and_score
+from refseg.evaluation.protocols import find_protocol
 from refseg.models.interface import ReferringNetwork, TokenBatch
+from refseg.segmenter import Segmenter
 from refseg.training.alignment import Alignment
 from refseg.training.batches import Collate, PhotoDataset, PhotoSampler, scaled_grid
 from refseg.training.losses import choice_loss, mask_loss
-from refseg.training.recipe import Recipe, TrainingRecipe
+from refseg.training.recipe import MEASURES, Recipe, TrainingRecipe
 from refseg.words import WordTokenizer
 
 log = logging.getLogger(__name__)
@@ -33,9 +38,17 @@ def computes_in_bf16() -> bool:
     """Whether the machine has instructions for bfloat16; without them it is many times slower than float32."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if packs(torch.bfloat16) and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
         return True
     log.warning("this machine has no bfloat16 instructions; computing in float32")
+    return False
+
+
+def computes_in_fp16() -> bool:
+    """Whether training in float16, with its scaled loss, is there: on a GPU alone."""
+    if torch.cuda.is_available():
+        return True
+    log.warning("training in float16 needs a GPU; computing in float32")
     return False
 
 
@@ -54,8 +67,7 @@ class Trainee(nn.Module):
         self.model = model
         self.alignment = Alignment(model.config.width, model.text_encoder.width)
         lay_channels_last(self)
-        self.alignment_weight = recipe.alignment_weight
-        self.dice_weight, self.choice_weight = recipe.dice_weight, recipe.choice_weight
+        self.recipe = recipe
 
     def forward(
         self,
@@ -67,25 +79,36 @@ class Trainee(nn.Module):
         rivals: Tensor,
         answered: Tensor,
     ) -> dict[str, Tensor]:
-        config = self.model.config
+        """The loss of a batch; its parts are those of `Sample`, and `photo_of` (B,) names each expression's image."""
         images = images.contiguous(memory_format=torch.channels_last)
-        features = self.model.encode(images, scaled_grid(images.shape[-1], config.image_size, config.grid))
+        features = self.model.encode(images, scaled_grid(images.shape[-1], self.model.config))
         losses = []
-        if self.alignment_weight:
+        if self.recipe.alignment_weight:
             words = self.model.text_encoder(ids, mask)
             scores = self.alignment(self.model.places(features), words, mask, photo_of)
-            coarse = [F.adaptive_avg_pool2d(shares, scores.shape[-1]) for shares in (targets, rivals)]
-            losses.append(self.alignment_weight * self._loss(scores, *coarse))
+            coarse = [F.interpolate(maps, scores.shape[-2:], mode="area") for maps in (targets, rivals)]
+            losses.append(self.recipe.alignment_weight * self._loss(scores, *coarse))
         if answered.any():
             tokens = TokenBatch(ids[answered], mask[answered])
             prediction = self.model(tokens, features=features, photo_of=photo_of[answered])
-            losses.append(self._loss(prediction.mask_logits, targets[answered], rivals[answered]))
+            targets, rivals = targets[answered], rivals[answered]
+            logits = self._fitted(prediction.mask_logits, targets)
+            losses.append(self._loss(logits, targets, rivals))
+            for on_the_way in prediction.auxiliary.values():
+                logits = self._fitted(on_the_way, targets)
+                losses.append(self.recipe.auxiliary_weight * mask_loss(logits, targets, 0.0))
         return {"loss": torch.stack(losses).sum()}
 
+    def _fitted(self, mask_logits: Tensor, targets: Tensor) -> Tensor:
+        """Mask logits (B, 1, h, w) at the size of the targets."""
+        if mask_logits.shape[-2:] == targets.shape[-2:]:
+            return mask_logits
+        return F.interpolate(mask_logits.float(), targets.shape[-2:], mode="bilinear", align_corners=False)
+
     def _loss(self, mask_logits: Tensor, targets: Tensor, rivals: Tensor) -> Tensor:
-        loss = mask_loss(mask_logits, targets, self.dice_weight)
-        if self.choice_weight:
-            loss = loss + self.choice_weight * choice_loss(mask_logits, targets, rivals)
+        loss = mask_loss(mask_logits, targets, self.recipe.dice_weight)
+        if self.recipe.choice_weight:
+            loss = loss + self.recipe.choice_weight * choice_loss(mask_logits, targets, rivals)
         return loss
 
 
@@ -111,12 +134,16 @@ class Batches(DataLoader[Any]):
 
 
 class RecipeTrainer(Trainer):
-    """`Trainer` with our batches, a rate of its own for the backbone, whole checkpoints and finite numbers."""
+    """`Trainer` with our batches, validation, a rate of its own for the backbone, and checkpoints that are models."""
 
-    def __init__(self, recipe: TrainingRecipe, batches: Batches, **arguments: Any) -> None:
+    control: Any
+
+    def __init__(self, recipe: TrainingRecipe, batches: Batches, tokenizer: WordTokenizer, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.recipe, self.batches = recipe, batches
+        self.recipe, self.batches, self.tokenizer = recipe, batches, tokenizer
         self.since = time.perf_counter()
+        self.last_read = -1
+        """The step of the last reading of the validation data."""
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         return self.batches
@@ -155,10 +182,50 @@ class RecipeTrainer(Trainer):
             f"the {what} at step {self.state.global_step}; lower the learning rate and resume from the last checkpoint"
         )
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """safetensors writes contiguous tensors alone; see `Trainee` for those that are not."""
-        state = state_dict or self.model.state_dict()
-        super()._save(output_dir, {name: tensor.contiguous() for name, tensor in state.items()})
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Reads the validation data. A new best asks for a checkpoint; too many readings without end the run."""
+        validation = self.recipe.validation
+        assert validation is not None
+        network = self.model.model
+        report = answer_and_score(
+            Segmenter(network, self.tokenizer, str(self.args.device), network=network),
+            self.eval_dataset,
+            progress=False,
+            max_photos=validation.photos,
+            protocol=find_protocol(validation.protocol),
+            share=self.args.world_size > 1,
+        )
+        scores = {f"eval_{measure}": getattr(report.overall, measure) for measure in MEASURES}
+        self.log(scores)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, scores)
+        self.last_read = self.state.global_step
+        score, best = scores[f"eval_{validation.measure}"], self.state.best_metric
+        if best is None or score > best:
+            self.state.best_metric, self.state.best_global_step = score, self.state.global_step
+            self.control.should_save = True
+        elif validation.patience is not None:
+            fruitless = (self.state.global_step - (self.state.best_global_step or 0)) // validation.every
+            self.control.should_training_stop |= fruitless >= validation.patience
+        return scores
+
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint of the best reading so far; None without validation."""
+        step = self.state.best_global_step
+        return None if step is None else Path(self.args.output_dir) / f"checkpoint-{step}"
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """The network as a model's folder, and next to it what only the training needs."""
+        folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save:
+            write_model(folder, self.model.model, self.tokenizer)
+            save_file(_contiguous(self.model.alignment), folder / ALIGNMENT)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder, trainee = Path(resume_from_checkpoint), cast(Trainee, model or self.model)
+        network, _ = read_network(folder, trainee.model.config.model_type)
+        trainee.model.load_state_dict(network.state_dict())
+        trainee.alignment.load_state_dict(load_file(folder / ALIGNMENT))
 
     def _save_checkpoint(self, *arguments: Any, **keywords: Any) -> None:
         """What is called checkpoint-N is whole, wherever the run is killed: until it is, it lies in `unfinished`."""
@@ -175,12 +242,27 @@ class RecipeTrainer(Trainer):
             name = f"checkpoint-{self.state.global_step}"
             (unfinished / name).rename(output / name)
             for old in checkpoints(output)[:-KEPT]:
-                shutil.move(old, unfinished)
+                if old != self.best_checkpoint:
+                    shutil.move(old, unfinished)
             shutil.rmtree(unfinished)
 
 
 KEPT = 2
-"""Checkpoints that stay."""
+"""Checkpoints that stay, the best one aside."""
+ALIGNMENT = "alignment.safetensors"
+"""The teacher's weights in a checkpoint; the finished model has none."""
+
+
+def write_model(folder: Path, network: ReferringNetwork, tokenizer: WordTokenizer) -> None:
+    """Writes what `refseg.load` reads."""
+    with quiet_transformers():
+        network.save_pretrained(folder, state_dict=_contiguous(network))
+    tokenizer.save_pretrained(folder)
+
+
+def _contiguous(module: nn.Module) -> dict[str, Tensor]:
+    """Its weights as safetensors takes them; `lay_channels_last` has laid some out otherwise."""
+    return {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
 
 
 def checkpoints(output: Path) -> list[Path]:
@@ -209,38 +291,16 @@ def build_trainer(
     model: ReferringNetwork,
     tokenizer: WordTokenizer,
     photos: Sequence[list[Row]],
+    unseen: Sequence[Row],
     checkpoint: Path | None,
 ) -> RecipeTrainer:
-    training, config = recipe.training, model.config
+    """The trainer of a recipe. `photos`: the rows of each photograph to learn from; `unseen`: those of validation."""
+    training = recipe.training
     steps = training.max_steps or sum(phase.steps for phase in training.phases)
-    arguments = TrainingArguments(
-        output_dir=training.output,
-        max_steps=steps,
-        learning_rate=training.learning_rate,
-        lr_scheduler_type="polynomial",
-        lr_scheduler_kwargs={"power": training.power, "lr_end": 1e-8},
-        warmup_steps=min(training.warmup_steps, steps // 2),
-        max_grad_norm=training.max_grad_norm,
-        bf16=training.bf16 and computes_in_bf16(),
-        use_cpu=not torch.cuda.is_available(),
-        save_steps=training.save_steps,
-        logging_steps=training.log_steps,
-        report_to=["tensorboard"],
-        seed=training.seed,
-        ignore_data_skip=True,  # the sampler itself starts at the checkpoint's step
-        ddp_find_unused_parameters=True,
-        remove_unused_columns=False,
-    )
+    arguments = _arguments(training, steps)
+    dataset = PhotoDataset(photos, recipe.data, training, model.config)
     done = _step(checkpoint) if checkpoint else 0
-    dataset = PhotoDataset(photos, training.phases, recipe.data, config.image_size, config.grid, training.seed)
-    sampler = PhotoSampler(
-        len(dataset),
-        training.phases,
-        range(done, steps),
-        training.seed,
-        arguments.process_index,
-        arguments.world_size,
-    )
+    sampler = PhotoSampler(len(dataset), training, range(done, steps), arguments.process_index, arguments.world_size)
     batches = Batches(
         dataset,
         batch_sampler=sampler,
@@ -250,4 +310,38 @@ def build_trainer(
         # Its own, or it would draw from the generator whose state a resumed run restores.
         generator=torch.Generator().manual_seed(training.seed + done),
     )
-    return RecipeTrainer(training, batches, model=Trainee(model, training), args=arguments)
+    return RecipeTrainer(
+        training, batches, tokenizer, model=Trainee(model, training), args=arguments, eval_dataset=unseen
+    )
+
+
+def _arguments(training: TrainingRecipe, steps: int) -> TrainingArguments:
+    validation = training.validation
+    here = get_available_reporting_integrations()
+    if missing := [name for name in training.report_to if name not in here]:
+        raise RefsegError(
+            f"training.report_to: {missing[0]} is not installed, or transformers does not know it; "
+            f"install it or choose among: {', '.join(here) or 'none'}"
+        )
+    return TrainingArguments(
+        output_dir=training.output,
+        max_steps=steps,
+        gradient_accumulation_steps=training.accumulate,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type="polynomial",
+        lr_scheduler_kwargs={"power": training.power, "lr_end": 1e-8},
+        warmup_steps=min(training.warmup_steps, steps // 2),
+        max_grad_norm=training.max_grad_norm,
+        bf16=training.bf16 and computes_in_bf16(),
+        fp16=training.fp16 and computes_in_fp16(),
+        use_cpu=not torch.cuda.is_available(),
+        save_steps=training.save_steps,
+        eval_strategy="no" if validation is None else "steps",
+        eval_steps=None if validation is None else validation.every,
+        logging_steps=training.log_steps,
+        report_to=training.report_to or "none",
+        seed=training.seed,
+        ignore_data_skip=True,  # the sampler itself starts at the checkpoint's step
+        ddp_find_unused_parameters=True,
+        remove_unused_columns=False,
+    )

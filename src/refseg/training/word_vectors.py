@@ -3,18 +3,55 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from refseg.errors import RefsegError
-from refseg.words import WordTokenizer
+from refseg.words import WordTokenizer, split_words
+
+log = logging.getLogger(__name__)
 
 WINDOW = 4
 """Words further apart than this do not count as neighbours."""
+MODERATE = 50_000
+"""The longest vector file, in words, that joins the vocabulary whole."""
+
+
+def vector_words(file: Path, tokenizer: WordTokenizer) -> list[str]:
+    """The words of a GloVe text file that join the vocabulary although no sentence of the training has them.
+
+    All of them in a file of at most `MODERATE` words, so that a network with `freeze_words: true` also understands
+    words it was never trained on: their vectors keep their places among those it was. None in a larger file, such as
+    GloVe's own of 2.2 million, which would make up most of the checkpoint; there, only the words of the sentences get
+    vectors. Words that the tokenizer would split are passed over.
+    """
+    try:
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            words = [line.partition(" ")[0] for line in islice(lines, MODERATE + 1)]
+    except OSError as fault:
+        raise RefsegError(f"word_vectors: {file} cannot be read; name a GloVe text file") from fault
+    if len(words) > MODERATE:
+        return []
+    return [word for word in words if split_words(tokenizer.tokenizer, word) == [word]]
+
+
+def start_words(embedding: Tensor, file: Path, tokenizer: WordTokenizer, known: int = 0) -> None:
+    """Gives words their vectors from a GloVe text file, in place; the unknown word starts at the mean of them.
+
+    embedding (vocabulary, size). The first `known` words, which a trained network brings, keep theirs.
+    """
+    vectors = read_vectors(file, tokenizer.vocabulary, embedding.shape[1])
+    log.info("word vectors for %d of %d words", len(vectors), len(tokenizer))
+    if not known:
+        embedding[tokenizer.unknown_id] = torch.stack(list(vectors.values())).mean(dim=0)
+    for index, vector in vectors.items():
+        if index >= known:
+            embedding[index] = vector
 
 
 def read_vectors(file: Path, vocabulary: dict[str, int], size: int) -> dict[int, Tensor]:
@@ -79,11 +116,11 @@ def learn_vectors(sentences: Iterable[str], tokenizer: WordTokenizer, size: int)
 def _count(counts: Tensor, tokenizer: WordTokenizer, sentences: Sequence[str]) -> None:
     if not sentences:
         return
-    ids = tokenizer(sentences).ids
+    ids = torch.as_tensor(tokenizer(sentences).ids)
     for distance in range(1, min(WINDOW, ids.shape[1] - 1) + 1):
         left, right = ids[:, :-distance].flatten(), ids[:, distance:].flatten()
         real = (left > tokenizer.unknown_id) & (right > tokenizer.unknown_id)
         pair = (left[real], right[real])
-        one: Any = torch.ones(int(real.sum()))
-        counts.index_put_(pair, one, accumulate=True)
-        counts.index_put_(pair[::-1], one, accumulate=True)
+        once = torch.ones(len(pair[0]))
+        counts.index_put_(pair, once, accumulate=True)
+        counts.index_put_(pair[::-1], once, accumulate=True)
