@@ -86,9 +86,9 @@ def test_what_is_saved_is_loaded_again(tiny_model: Path, tmp_path: Path) -> None
     segmenter = load(tiny_model, device="cpu")
     segmenter.save_pretrained(tmp_path / "mine")
     again = load(tmp_path / "mine", device="cpu")(PHOTO, ["the dog", "zebra"])
-    for one, other in zip(segmenter(PHOTO, ["the dog", "zebra"]), again, strict=True):
-        np.testing.assert_array_equal(one.mask, other.mask)
-        assert one.unknown_words == other.unknown_words
+    for before, after in zip(segmenter(PHOTO, ["the dog", "zebra"]), again, strict=True):
+        np.testing.assert_array_equal(before.mask, after.mask)
+        assert before.unknown_words == after.unknown_words
 
 
 def test_the_card_says_what_is_known_and_no_more(tiny_model: Path, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_the_card_says_what_is_known_and_no_more(tiny_model: Path, tmp_path: Pat
     assert plain.data.pipeline_tag == "image-segmentation" and plain.data.eval_results is None
     assert "None measured" in plain.text and "%" not in plain.text
     pixels = [Pixels(1, 2, 3, True), Pixels(1, 1, 1, True)]  # IoU 1/4 and 1
-    answers = [Scored(n, "a.jpg", own, 0.5, 0.1, "val", "category", False) for n, own in enumerate(pixels)]
+    answers = [Scored(n, "a.jpg", counts, 0.5, 0.1, "val", "category", False) for n, counts in enumerate(pixels)]
     report = Report("mine", "val", NATIVE, 64, 0.5, "0.1.0", answers=answers)
     segmenter.save_pretrained(tmp_path / "mine", report=report)
     told = ModelCard.load(tmp_path / "mine" / "README.md")
@@ -143,8 +143,8 @@ def test_automodel_gives_an_shnet(tiny_model: Path) -> None:
     assert isinstance(AutoConfig.from_pretrained(tiny_model), refseg.SHNetConfig)
     model = AutoModel.from_pretrained(tiny_model)
     assert type(model) is refseg.SHNet
-    own = load(tiny_model, device="cpu").model.state_dict()
-    assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
+    weights = load(tiny_model, device="cpu").model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
 def test_automodel_needs_no_import_of_refseg(tiny_model: Path, tmp_path: Path) -> None:

@@ -123,11 +123,11 @@ def test_clipseg_answers_as_transformers_does(clipseg: Segmenter) -> None:
     pixels = (to_square(read_photo(PHOTO), SIDE)[None] - clipseg.model.mean) / clipseg.model.std
     found = clipseg.mask_logits(clipseg.encode(PHOTO), EXPRESSIONS)
     assert found.shape == (3, 1, SIDE, SIDE)
-    for expression, own in zip(EXPRESSIONS, found, strict=True):
+    for expression, logits in zip(EXPRESSIONS, found, strict=True):
         tokens = clipseg.tokenizer.tokenizer(expression, truncation=True, max_length=12, return_tensors="pt")
         with torch.no_grad():
             expected = clipseg.model.net(pixel_values=pixels, **tokens).logits
-        torch.testing.assert_close(own[0], expected.view(SIDE, SIDE), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits[0], expected.view(SIDE, SIDE), rtol=1e-4, atol=1e-4)
 
 
 def test_clipseg_s_mask_is_its_logits_resized_and_decided(clipseg: Segmenter) -> None:
@@ -231,8 +231,8 @@ def test_sam3_s_published_checkpoint_holds_a_tracker_that_is_passed_over(
     save_tokenizer(tmp_path)
     other = load(tmp_path, device="cpu")
     assert other.model.config.model_type == "sam3" and other.image_size == 56
-    for one, two in zip(sam3.encode(PHOTO).levels, other.encode(PHOTO).levels, strict=True):
-        assert torch.equal(one, two)
+    for first, second in zip(sam3.encode(PHOTO).levels, other.encode(PHOTO).levels, strict=True):
+        assert torch.equal(first, second)
 
 
 def test_they_are_evaluated_and_described_as_shnet_is(clipseg: Segmenter, tmp_path: Path) -> None:

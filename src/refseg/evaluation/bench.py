@@ -30,7 +30,7 @@ from refseg.errors import RefsegError
 from refseg.models.interface import Prediction, TokenBatch
 from refseg.models.parts.backbone import IMAGENET_MEAN, IMAGENET_STD
 from refseg.models.shnet import SHNet, SHNetConfig
-from refseg.models.shnet.aggregation import HCAM, Gate
+from refseg.models.shnet.aggregation import HCAM, Affinity
 from refseg.segmenter import Network, Segmenter, load
 from refseg.training.losses import mask_loss
 from refseg.training.trainer import computes_in_bf16, lay_channels_last
@@ -124,8 +124,8 @@ def _packed_flops() -> dict[Any, Callable[..., int]]:
     return {operators._linear_pointwise: _linear_flops, operators._convolution_pointwise: _conv_flops}
 
 
-class TiledGate(Gate):
-    """HCAM's gate as equation 2 is written: one convolution over [pixels; tiled sentence] per sentence."""
+class TiledAffinity(Affinity):
+    """HCAM's affinity as equation 2 is written: one convolution over [pixels; tiled sentence] per sentence."""
 
     def forward(self, pixels: Tensor, sentences: list[Tensor]) -> list[Tensor]:
         tiled = (sentence[:, :, None, None].expand_as(pixels) for sentence in sentences)
@@ -136,8 +136,8 @@ class TiledGate(Gate):
 def plain_form(model: SHNet) -> SHNet:
     """The network without any of our algebra, in place: what a straightforward reading of the paper computes."""
     if isinstance(model.aggregation, HCAM):
-        for gate in model.aggregation.gates:
-            gate.__class__ = TiledGate
+        for affinity in model.aggregation.gates:
+            affinity.__class__ = TiledAffinity
     return model
 
 

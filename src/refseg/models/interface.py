@@ -198,7 +198,8 @@ class ReferringNetwork(PreTrainedModel):
             if images is None:
                 raise RefsegError("there is no photograph; give images, or the features that encode made of them")
             features = self.encode(images)
-        return self.answer(tuple(per_expression(own, photo_of, len(tokens.ids)) for own in features), tokens)
+        count = len(tokens.ids)
+        return self.answer(tuple(per_expression(feature, photo_of, count) for feature in features), tokens)
 
     def attention(self, tokens: TokenBatch, features: Features) -> Tensor:
         """What attends to what about one sentence and one photograph, (levels, layers, N+T, N+T).

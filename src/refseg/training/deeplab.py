@@ -43,7 +43,7 @@ def convert_deeplab(checkpoint: Path, folder: Path) -> ResNetConfig:
     found = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
     config = config_of(found, checkpoint)
     net = ResNetModel(config)
-    names = {port_name(own): own for own in net.state_dict()}
+    names = {port_name(weight): weight for weight in net.state_dict()}
     stray = [name for name in state if not name.startswith(("backbone.", *HEADS))]
     unknown = stray + [f"backbone.{name}" for name in found if name not in names]
     # Releases of PyTorch before 0.4.1 counted no batches.
@@ -102,9 +102,9 @@ def config_of(found: dict[str, Tensor], checkpoint: Path) -> ResNetConfig:
         ) from fault
 
 
-def port_name(own: str) -> str:
+def port_name(weight: str) -> str:
     """The port's name of a `transformers` ResNet's weight: layer1.0.conv2.weight and the like."""
-    name = own.replace("embedder.embedder.convolution", "conv1").replace("embedder.embedder.normalization", "bn1")
+    name = weight.replace("embedder.embedder.convolution", "conv1").replace("embedder.embedder.normalization", "bn1")
     name = re.sub(r"encoder\.stages\.(\d+)\.layers", lambda stage: f"layer{int(stage[1]) + 1}", name)
     name = re.sub(r"layer\.(\d)\.convolution", lambda number: f"conv{int(number[1]) + 1}", name)
     name = re.sub(r"layer\.(\d)\.normalization", lambda number: f"bn{int(number[1]) + 1}", name)

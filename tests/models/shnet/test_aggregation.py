@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from refseg.models.parts.text_encoder import average_word
 from refseg.models.shnet.aggregation import (
     HCAM,
+    Affinity,
     Conv3DAggregation,
     ConvLSTMAggregation,
-    Gate,
     JoinConv3D,
     SumAggregation,
 )
@@ -35,9 +35,9 @@ def fused_levels(h, w):
     return [(torch.randn(B, C, h, w).double(), torch.randn(B, T, C).double()) for _ in range(3)]
 
 
-def plain_gate(gate, pixels, sentence):
+def plain_affinity(module, pixels, sentence):
     tiled = sentence[:, :, None, None].expand(-1, -1, *pixels.shape[2:])
-    return gate.norm(gate.conv(torch.cat([pixels, tiled], dim=1))).sigmoid()
+    return module.norm(module.conv(torch.cat([pixels, tiled], dim=1))).sigmoid()
 
 
 def plain_join(join, levels):
@@ -46,12 +46,12 @@ def plain_join(join, levels):
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("training", [True, False])
-def test_gate_is_one_convolution_over_pixels_and_tiled_sentence(grid, training):
-    gate = prepared(Gate(C, dropout=0.0), training)
+def test_affinity_is_one_convolution_over_pixels_and_tiled_sentence(grid, training):
+    module = prepared(Affinity(C, dropout=0.0), training)
     (pixels, _), *_ = fused_levels(*grid)
     sentences = [torch.randn(B, C).double() for _ in range(2)]
-    for affinity, sentence in zip(gate(pixels, sentences), sentences, strict=True):
-        torch.testing.assert_close(affinity, plain_gate(gate, pixels, sentence), rtol=1e-9, atol=0)
+    for affinity, sentence in zip(module(pixels, sentences), sentences, strict=True):
+        torch.testing.assert_close(affinity, plain_affinity(module, pixels, sentence), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -69,7 +69,7 @@ def test_hcam_is_equations_2_and_3():
         received.append(pixels)
         for j, (other, words) in enumerate(fused):
             if j != i:
-                received[i] = received[i] + plain_gate(hcam.gates[i], pixels, average_word(words, MASK)) * other
+                received[i] = received[i] + plain_affinity(hcam.gates[i], pixels, average_word(words, MASK)) * other
     torch.testing.assert_close(hcam(fused, MASK), plain_join(hcam.join, received), rtol=1e-9, atol=1e-12)
 
 
@@ -80,10 +80,10 @@ def test_words_past_the_end_do_not_reach_hcam():
     torch.testing.assert_close(hcam(garbage, MASK), hcam(fused, MASK))
 
 
-def test_dropped_channels_of_a_gate_are_whole():
-    gate = prepared(Gate(C, dropout=0.5), training=True)
+def test_dropped_channels_of_an_affinity_are_whole():
+    module = prepared(Affinity(C, dropout=0.5), training=True)
     (pixels, _), *_ = fused_levels(6, 6)
-    (affinity,) = gate(pixels, [torch.randn(B, C).double()])
+    (affinity,) = module(pixels, [torch.randn(B, C).double()])
     undecided = affinity == 0.5
     assert undecided.any() and not undecided.all()
     assert torch.equal(undecided.any(dim=(2, 3)), undecided.all(dim=(2, 3)))

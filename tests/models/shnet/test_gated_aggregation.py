@@ -86,11 +86,11 @@ def test_mgate_with_shut_memory_gates_takes_nothing_from_the_others(fused):
     for gate in mgate.gates:
         gate.bias.data[C : 2 * C] = -1e3
         gate.bias.data[2 * C :] = 1e3
-    own = [
+    candidates = [
         F.conv2d(pixels, gate.weight[:C], gate.bias[:C], padding=1).tanh()
         for gate, (pixels, _) in zip(mgate.gates, fused, strict=True)
     ]
-    torch.testing.assert_close(mgate(fused, MASK), sum(own))
+    torch.testing.assert_close(mgate(fused, MASK), sum(candidates))
 
 
 def test_the_gates_of_mgate_start_open_and_its_shares_even(fused):
@@ -100,27 +100,27 @@ def test_the_gates_of_mgate_start_open_and_its_shares_even(fused):
         shut(gate, 0.0)
     a, b, c = (pixels for pixels, _ in fused)
     g = torch.sigmoid(torch.tensor(1.0)).double()
-    exchanged = sum((g * (one + other) / 2).tanh() for one, other in ((b, c), (a, c), (a, b)))
+    exchanged = sum((g * (first + second) / 2).tanh() for first, second in ((b, c), (a, c), (a, b)))
     torch.testing.assert_close(mgate(fused, MASK), g * exchanged + (1 - g) * (a + b + c))
 
 
 def test_an_exchange_with_a_shut_gate_leaves_the_level_alone(fused):
-    (own, words), *others = fused
+    (pixels, words), *others = fused
     exchange = Exchange(C).double()
     shut(exchange.open)
     torch.testing.assert_close(
-        exchange(own, [o for o, _ in others], average_word(words, MASK)), F.normalize(own, dim=1)
+        exchange(pixels, [o for o, _ in others], average_word(words, MASK)), F.normalize(pixels, dim=1)
     )
 
 
 def test_an_exchange_with_an_open_gate_adds_the_others(fused):
-    (own, words), *others = fused
+    (pixels, words), *others = fused
     exchange = Exchange(C).double()
     shut(exchange.open, 1e3)
     exchange.value.weight.data = torch.eye(C)[:, :, None, None].double()
     exchange.value.bias.data.zero_()
-    met = exchange(own, [o for o, _ in others], average_word(words, MASK))
-    torch.testing.assert_close(met, F.normalize(own + sum(o.relu() for o, _ in others), dim=1))
+    result = exchange(pixels, [o for o, _ in others], average_word(words, MASK))
+    torch.testing.assert_close(result, F.normalize(pixels + sum(o.relu() for o, _ in others), dim=1))
 
 
 def test_an_exchange_pools_where_pixels_agree_with_the_sentence():
@@ -135,31 +135,31 @@ def test_an_exchange_pools_where_pixels_agree_with_the_sentence():
         linear.weight.data = weight.double()
         linear.bias.data.zero_()
     sentence = torch.tensor([[30.0, 0.0]]).double()
-    own = torch.tensor([[[[1.0, -1.0, -1.0]], [[0.0, 0.0, 0.0]]]]).double()  # (1, 2, 1, 3)
-    other = torch.full_like(own, 2.0)
-    expected = F.normalize(own + other, dim=1)
-    torch.testing.assert_close(exchange(own, [other], sentence), expected)
-    against = exchange(own, [other], -sentence)
-    torch.testing.assert_close(against, F.normalize(own, dim=1))
+    pixels = torch.tensor([[[[1.0, -1.0, -1.0]], [[0.0, 0.0, 0.0]]]]).double()  # (1, 2, 1, 3)
+    other = torch.full_like(pixels, 2.0)
+    expected = F.normalize(pixels + other, dim=1)
+    torch.testing.assert_close(exchange(pixels, [other], sentence), expected)
+    against = exchange(pixels, [other], -sentence)
+    torch.testing.assert_close(against, F.normalize(pixels, dim=1))
 
 
 def test_an_exchange_is_its_equation(fused):
-    (own, words), (one, _), (other, _) = fused
+    (pixels, words), (first, _), (second, _) = fused
     exchange = Exchange(C).double()
     sentences = average_word(words, MASK)
-    met = exchange(own, [one, other], sentences)
+    result = exchange(pixels, [first, second], sentences)
     for b, s in enumerate(sentences):
-        places = own[b].flatten(1).T  # (hw, C)
+        places = pixels[b].flatten(1).T  # (hw, C)
         share = (places @ exchange.query(s) / C**0.5).softmax(dim=0)
         pooled = sum(weight * place for weight, place in zip(share, places, strict=True))
         context = exchange.context(torch.cat([pooled, s]))
         gate = exchange.open(context / context.norm()).sigmoid()
         for row, column in ((0, 0), (3, 2), (1, 1)):
             taken = [
-                exchange.value.weight[:, :, 0, 0] @ x[b, :, row, column] + exchange.value.bias for x in (one, other)
+                exchange.value.weight[:, :, 0, 0] @ x[b, :, row, column] + exchange.value.bias for x in (first, second)
             ]
-            expected = own[b, :, row, column] + sum(gate * t.relu() for t in taken)
-            torch.testing.assert_close(met[b, :, row, column], expected / expected.norm())
+            expected = pixels[b, :, row, column] + sum(gate * t.relu() for t in taken)
+            torch.testing.assert_close(result[b, :, row, column], expected / expected.norm())
 
 
 def test_tgfe_listens_to_the_words_and_gbfm_and_mgate_do_not(fused):

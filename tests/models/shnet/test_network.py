@@ -83,8 +83,8 @@ def test_expressions_find_their_photograph(net, images):
     levels = net.encode(images[:2])
     assert torch.equal(ask(net, IDS, MASK, features=levels, photo_of=photo_of), asked)
     for i, photo in enumerate(photo_of):
-        one = ask(net, IDS[i : i + 1], MASK[i : i + 1], images=images[photo : photo + 1])
-        torch.testing.assert_close(asked[i : i + 1], one, **EXACT)
+        alone = ask(net, IDS[i : i + 1], MASK[i : i + 1], images=images[photo : photo + 1])
+        torch.testing.assert_close(asked[i : i + 1], alone, **EXACT)
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ class HCAM(nn.Module):
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
-        self.gates = nn.ModuleList(Gate(width, dropout) for _ in range(3))
+        self.gates = nn.ModuleList(Affinity(width, dropout) for _ in range(3))
         self.join = JoinConv3D(width)
 
     def forward(self, fused: list[Fused], mask: Tensor) -> Tensor:
@@ -23,15 +23,15 @@ class HCAM(nn.Module):
         pixels = [level for level, _ in fused]
         sentences = [average_word(words, mask) for _, words in fused]
         exchanged = []
-        for i, gate in enumerate(self.gates):
+        for i, affinity in enumerate(self.gates):
             others = [j for j in range(3) if j != i]
-            affinities = gate(pixels[i], [sentences[j] for j in others])  # Λ_ij, each (B, C, h, w)
+            affinities = affinity(pixels[i], [sentences[j] for j in others])  # Λ_ij, each (B, C, h, w)
             received = (a * pixels[j] for a, j in zip(affinities, others, strict=True))
             exchanged.append(pixels[i] + sum(received))
         return self.join(exchanged)
 
 
-class Gate(nn.Module):
+class Affinity(nn.Module):
     """Affinity Λ_ij of level i's pixels with level j's sentence (equation 2).
 
     The convolution over [pixels; tiled sentence] is linear, so its two halves are computed apart: that of

@@ -65,8 +65,8 @@ class AttentionLayer(nn.Module):
         query, key, value = self.project(x, position)  # (B, heads, N, C/heads)
         if query.dtype == torch.bfloat16 and x.device.type == "cpu":  # where it is three times slower than float32
             query, key, value = query.float(), key.float(), value.float()
-        met = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
-        x = x + self.dropout(self.out(met.transpose(1, 2).flatten(2)))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+        x = x + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
         return x + self.dropout(self.ffn(x))
 
     def project(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -134,13 +134,13 @@ class Entry(nn.Module):
         self.gate = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        met = self.meet(torch.cat([source, target], dim=1)).relu()
-        return self.gate(met).sigmoid() * source + target
+        joint = self.meet(torch.cat([source, target], dim=1)).relu()
+        return self.gate(joint).sigmoid() * source + target
 
 
-def blend(gate: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """`one` where the gate is 1, `other` where it is 0."""
-    return gate * one + (1 - gate) * other
+def blend(gate: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """`new` where the gate is 1, `old` where it is 0."""
+    return gate * new + (1 - gate) * old
 
 
 def without(levels: list[Tensor] | tuple[Tensor, ...], i: int) -> list[Tensor]:
