@@ -28,7 +28,7 @@ from refseg.models.interface import per_expression
 from refseg.models.parts.decoder import Decoder
 from refseg.training.batches import Collate, PhotoDataset, PhotoSampler
 from refseg.training.losses import mask_loss
-from refseg.training.recipe import DataRecipe, Phase
+from refseg.training.recipe import DataRecipe, Phase, TrainingRecipe
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,11 @@ def main() -> None:
 
 def train(segmenter: refseg.Segmenter, decoders: dict[str, Decoder], options: argparse.Namespace) -> None:
     """AdamW at 2e-3 falling to zero; cross-entropy and Dice."""
-    model, config = segmenter.model, segmenter.model.config
+    model = segmenter.model
     photos = list(by_photograph(load_rows(options.train)))
-    phases = [Phase(options.steps, options.photos, 8)]
-    dataset = PhotoDataset(photos, phases, DataRecipe([]), config.image_size, config.grid, 0)
-    sampler = PhotoSampler(len(photos), phases, range(options.steps), 0)
+    training = TrainingRecipe("", [Phase(options.steps, options.photos, 8)])
+    dataset = PhotoDataset(photos, DataRecipe([]), training, model.config)
+    sampler = PhotoSampler(len(photos), training, range(options.steps))
     collate = Collate(segmenter.tokenizer, 0.0)
     optimizer = torch.optim.AdamW(nn.ModuleDict(decoders).parameters(), 2e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, options.steps)
