@@ -22,9 +22,9 @@ MODEL = {
 SCENES, PER_PHOTO = "scenes:6", 12
 
 
-def write_recipe(folder, steps, model=(), data=(), training=()):
+def write_recipe(folder, steps, model=(), data=(), training=(), network=MODEL):
     recipe = {
-        "model": {**MODEL, **dict(model)},
+        "model": {**network, **dict(model)},
         "data": {
             "train": [SCENES],
             "per_photo": PER_PHOTO,

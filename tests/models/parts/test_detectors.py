@@ -157,7 +157,7 @@ def test_a_network_with_a_detector_survives_its_folder(kind, tmp_path):
 def test_tracing_gives_the_same_on_another_photograph(kind):
     levels = loud(detector(kind))
     with torch.inference_mode():
-        traced = torch.jit.trace(levels, torch.rand(1, 3, 96, 96))
+        traced = torch.export.export(levels, (torch.rand(1, 3, 96, 96),)).module()
         other = torch.rand(1, 3, 96, 96)
         for ours, theirs in zip(levels(other), traced(other), strict=True):
             torch.testing.assert_close(ours, theirs)
