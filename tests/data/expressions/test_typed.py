@@ -137,19 +137,39 @@ def test_the_command_writes_a_table(instances: Path, capsys: pytest.CaptureFixtu
     assert "2 expressions of 2 referents in 1 photos" in capsys.readouterr().out
 
 
-# ---------------------------------------------------------------- the sentences of benchmarks/typed
+# ---------------------------------------------------------------- the files of sentences/
+
+FILES = {
+    path.stem: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for path in sorted((HERE / "sentences").glob("*.jsonl"))
+}
+TRAINING = {"photos-coco-things-train", "photos-coco-train"}
+
+
+def test_the_readme_counts_the_sentences_and_says_which_are_for_evaluation() -> None:
+    text = (HERE / "sentences/README.md").read_text(encoding="utf-8")
+    assert f"{sum(map(len, FILES.values())):,} referring expressions" in text
+    for name, lines in FILES.items():
+        nothing = sum(not line["annotations"] for line in lines)
+        photos = len({line["image_id"] for line in lines})
+        use = "training" if name in TRAINING else "**evaluation only**"
+        assert f"| `{name}.jsonl` | {len(lines):,} | {nothing} | {photos} | {use} |" in text
+
+
+def test_no_photograph_to_learn_from_is_one_to_judge_by() -> None:
+    coco = {name: {line["image_id"] for line in lines} for name, lines in FILES.items() if "coco" in name}
+    trained = set().union(*(photos for name, photos in coco.items() if name in TRAINING))
+    judged = set().union(*(photos for name, photos in coco.items() if name not in TRAINING))
+    assert trained and judged and trained.isdisjoint(judged)
 
 
 def test_the_typed_sentences_are_short_and_each_is_said_once() -> None:
-    lines = [
-        (path.stem, json.loads(line))
-        for path in sorted((HERE / "benchmarks/typed").glob("*.jsonl"))
-        for line in path.read_text(encoding="utf-8").splitlines()
-    ]
-    said = Counter((name, line["image_id"], line["expression"]) for name, line in lines)
-    meant = Counter((name, line["image_id"], tuple(sorted(line["annotations"]))) for name, line in lines)
-    assert len(lines) >= 200
-    assert max(said.values()) == 1 and max(meant.values()) == 1
+    lines = [(name, line) for name, lines in FILES.items() for line in lines]
+    texts = Counter((name, line["image_id"], line["expression"]) for name, line in lines)
+    one_sentence_each = [(name, line) for name, line in lines if name in ("photos-coco-val", "photos-fashion-val")]
+    meant = Counter((name, line["image_id"], tuple(sorted(line["annotations"]))) for name, line in one_sentence_each)
+    assert len(lines) >= 7000 and len(one_sentence_each) >= 200
+    assert max(texts.values()) == 1 and max(meant.values()) == 1
     assert all(1 <= len(line["expression"].split()) <= 25 for _, line in lines)
 
 
@@ -164,7 +184,7 @@ def test_the_typed_sentences_mean_segments_of_a_fair_size(name: str, with_siblin
     segments = {annotation["id"]: annotation for annotation in document["annotations"]}
     labels = Counter((segment["image_id"], segment["category_id"]) for segment in document["annotations"])
     photos, siblings = set(), []
-    for line in (HERE / f"benchmarks/typed/{name}-val.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in (HERE / f"sentences/{name}-val.jsonl").read_text(encoding="utf-8").splitlines():
         sentence = json.loads(line)
         meant = [segments[identity] for identity in sentence["annotations"]]
         assert {segment["image_id"] for segment in meant} == {sentence["image_id"]}, line
