@@ -12,7 +12,7 @@ from refseg.errors import RefsegError
 
 data = typer.Typer(name="data", no_args_is_help=True, help="Makes data to train on, and reads published datasets.")
 
-Name = Annotated[str, typer.Argument(metavar="DATASET", help="unc, unc+, gref-umd, gref-google or referit.")]
+Name = Annotated[str, typer.Argument(metavar="DATASET", help="unc, unc+, gref-umd, gref-google, referit or grefcoco.")]
 Root = Annotated[
     Path,
     typer.Option(envvar="REFSEG_DATA", help="The folder with your datasets and photographs."),

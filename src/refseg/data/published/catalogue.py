@@ -148,7 +148,7 @@ _REFERIT = Dataset(
     },
 )
 
-# The release whose hashes stand below. Users of it report these counts and agree; nobody reports train's.
+# Counts of the release that has these hashes, as its users report them. docs/datasets.md says what is not known.
 _GREFCOCO = Dataset(
     name="grefcoco",
     title="gRefCOCO",
@@ -163,8 +163,8 @@ _GREFCOCO = Dataset(
     photographs="COCO train2014",
     sources=(
         _PHOTOGRAPHS,
-        "expressions and masks: grefs(unc).json and instances.json, linked from the README of the repository "
-        "henghuiding/gRefCOCO on GitHub, in ROOT/grefcoco",
+        "expressions and masks: grefs(unc).json and instances.json from the hub's data set FudanCVL/gRefCOCO, which "
+        "the README of the repository henghuiding/gRefCOCO on GitHub also links, in ROOT/grefcoco",
     ),
     references="grefs({partition}).json",
     hashes={

@@ -1,10 +1,10 @@
-"""UNC, UNC+ and G-Ref as others have converted them: JSON with PNG masks, and the hub's parquet and JSON files.
+"""Conversions of UNC, UNC+ and G-Ref by others: JSON with PNG masks, and the hub's parquet and JSON files.
 
 The hub's conversions are known by their columns:
 
-- `jxu124/refcoco`, `refcocoplus`, `refcocog`: one row a referent, `raw_anns` and `raw_image_info` as JSON texts;
-- `jxu124/refcoco-benchmark`: one row a photograph, its referents in `ref_list`, the photograph embedded;
-- `lmms-lab/RefCOCO`, `RefCOCOplus`, `RefCOCOg`: one row a referent, its expressions in `answer`, one flat polygon.
+- `jxu124/refcoco`, `refcocoplus`, `refcocog`: one row a referent, with `raw_anns` and `raw_image_info` as JSON text.
+- `jxu124/refcoco-benchmark`: one row a photograph, with its referents in `ref_list` and the photograph itself.
+- `lmms-lab/RefCOCO`, `RefCOCOplus`, `RefCOCOg`: one row a referent, with expressions in `answer` and one flat polygon.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from refseg.files import whole
 Record = dict[str, Any]
 
 _SPLIT_NAMES = {"validation": "val", "test": "testA"}
-"""What the hub calls splits, where the dataset has none of that name."""
+"""The hub's names for splits, if the dataset itself has no split of that name."""
 
 _COCO_NAME = re.compile(r"(COCO_train2014_(\d{12}))(?:_(\d+))?\.jpg", re.ASCII)
 """The photograph, its id, and the annotation's id."""
@@ -40,7 +40,7 @@ _ONE_POLYGON = (
 
 
 def read_cris(dataset: Dataset, folder: Path, photographs: Photographs) -> Copy | None:
-    """The conversion that CRIS and its successors train on, or None if `folder` holds none."""
+    """The conversion that CRIS and its successors train on, or None if `folder` has none."""
     masks = folder.parent.parent / "masks" / folder.name
     files = [folder / f"{split}.json" for split in dataset.splits if (folder / f"{split}.json").is_file()]
     if folder.parent.name != "anns" or not files:
@@ -73,7 +73,7 @@ def _cris_referents(file: Path, masks: Path) -> Iterator[Referent]:
 
 
 def read_hub(dataset: Dataset, folders: Iterable[Path], photographs: Photographs, unpack: Path | None) -> Copy | None:
-    """A conversion of the hub, or None if the folders hold none. Embedded photographs go to `unpack`."""
+    """A conversion of the hub, or None if the folders have none. Embedded photographs go to `unpack`."""
     for folder in folders:
         files = _hub_files(dataset, folder)
         if files:
@@ -109,7 +109,7 @@ def read_hub(dataset: Dataset, folders: Iterable[Path], photographs: Photographs
 
 
 def _hub_files(dataset: Dataset, folder: Path) -> list[tuple[Path, str]]:
-    """The files of the dataset and the splits after which they are named, as val-00000-of-00004.parquet."""
+    """The files of the dataset, and the split that each is named after, as in val-00000-of-00004.parquet."""
     prefix = dataset.benchmark if folder.name.lower() == "refcoco-benchmark" else ""
     found = []
     for place in (folder, folder / "data"):
@@ -180,7 +180,7 @@ def _referent(ref: Record, annotation: Record, image: Record, split: str) -> Ref
 
 
 def _with_siblings(referents: list[Referent]) -> list[Referent]:
-    """Siblings among the segments that were referred to: the conversions hold no others, and no category's name."""
+    """Counts siblings among the referents. The conversions have no other segments and no names of categories."""
     of_label = Counter(
         (image, label) for image, label, _ in {(r.image_id, r.label, r.segment_ids) for r in referents} if label
     )
@@ -191,7 +191,7 @@ def _with_siblings(referents: list[Referent]) -> list[Referent]:
 
 
 def _unpack(embedded: Any, path: Path, photographs: Photographs) -> None:
-    """Writes an embedded photograph, unless it is at hand already."""
+    """Writes an embedded photograph, unless it is already there."""
     content = embedded.get("bytes") if isinstance(embedded, dict) else None
     if content and not path.exists() and photographs.find(path.name) is None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Reads a stranger's pickle without running anything of it."""
+"""Reads a pickle from a stranger without running anything in it."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _PLAIN = frozenset({
     "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "EMPTY_SET", "ADDITEMS", "FROZENSET",
     "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET",
 })  # fmt: skip
-"""The instructions of a pickle that build plain containers, numbers and strings, and those alone."""
+"""The instructions of a pickle that build plain containers, numbers and strings, and nothing else."""
 
 _PUTS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
 
 _HASHABLE = frozenset({"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET"})
 _MAX_HASHABLE = 10_000
-"""Tuples inside tuples are hashed by recursion in C: a key some hundred thousand deep ends the process."""
+"""The most tuples in one file. Nested ones are hashed by recursion in C, and a very deep key ends the process."""
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """A second wall behind `_check`: whatever would be imported is refused."""
+    """A second wall behind `_check`. It refuses everything that would be imported."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
@@ -42,12 +42,11 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def read_plain_pickle(path: Path) -> Any:
-    """What a pickle of lists, tuples, dicts, sets, numbers and strings holds; of any protocol, Python 2's too.
+    """The content of a pickle of lists, tuples, dicts, sets, numbers and strings, in any protocol (also Python 2's).
 
-    Every instruction is looked at before the first one is carried out: one that would import, call or build
-    anything else refuses the whole file, and so does one that would reserve more memory than the file accounts
-    for. Strings that Python 2 wrote as bytes are read as UTF-8. Raises RefsegError if the file is refused, damaged or
-    cannot be read.
+    Every instruction is checked before the first one runs. The whole file is refused if one instruction would import,
+    call or build anything else, or would reserve more memory than the size of the file explains. Strings that
+    Python 2 wrote as bytes are read as UTF-8. Raises RefsegError if the file is refused, damaged or unreadable.
     """
     try:
         size = path.stat().st_size

@@ -1,7 +1,7 @@
 """ReferIt (RefCLEF) from the published query files and masks.
 
-A segment is named IMAGE_NUMBER, as 38685_1: referit_query_test.json gives its expressions, mask/38685_1.mat (or
-.png) its mask, images/38685.jpg its photograph.
+A segment is named IMAGE_NUMBER, as in 38685_1. Its expressions are in referit_query_test.json, its mask is
+mask/38685_1.mat (or .png), and its photograph is images/38685.jpg.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NAME = re.compile(r"(\d+)_(\d+)(?:\.png)?", re.ASCII)  # older query files name
 def read_referit(dataset: Dataset, root: Path, unpack: Path | None = None) -> Copy:
     """The copy of ReferIt under `root`. Raises RefsegError if there is none, half a copy, or a damaged one.
 
-    Where referit_query_trainval.json is missing, trainval is train and val together.
+    If referit_query_trainval.json is missing, trainval is train and val together.
     """
     folders = [*dataset_folders(dataset, root), root]
     files = {
