@@ -1,6 +1,5 @@
 """From COCO's own files and ids to the folder that the sentences speak of."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -14,11 +13,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def make_photos():
-    spec = importlib.util.spec_from_file_location("coco_photos", ROOT / "tools/coco_photos.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.make_photos
+def make_photos(tool):
+    return tool("coco_photos").make_photos
 
 
 def box(left):
