@@ -141,7 +141,11 @@ def test_its_checkpoint_is_loaded_evaluated_and_saved(trained: Path, tmp_path: P
         segmenter.word_attention(segmenter.encode(photo), "the red circle")
 
 
-def test_transformers_knows_it(trained: Path) -> None:
+def test_transformers_knows_it_and_no_variant_takes_its_place(trained: Path) -> None:
+    class Variant(Product):
+        """Inherits its config."""
+
+    assert Variant.config_class is ProductConfig
     assert type(AutoConfig.from_pretrained(trained)) is ProductConfig
     assert type(AutoModel.from_pretrained(trained)) is Product
 

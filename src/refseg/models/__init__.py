@@ -1,1 +1,1 @@
-"""The networks. Start with shnet/network.py."""
+"""The networks, one folder or file each: start with shnet/network.py. interface.py says what every one promises."""

@@ -162,9 +162,11 @@ class ReferringNetwork(PreTrainedModel):
     text_encoder: Any
 
     def __init_subclass__(cls, **keywords: Any) -> None:
+        named = "config_class" in cls.__dict__  # not by a base of several networks, nor by a variant of one
         super().__init_subclass__(**keywords)
-        AutoConfig.register(cls.config_class.model_type, cls.config_class, exist_ok=True)
-        AutoModel.register(cls.config_class, cls, exist_ok=True)
+        if named:
+            AutoConfig.register(cls.config_class.model_type, cls.config_class, exist_ok=True)
+            AutoModel.register(cls.config_class, cls, exist_ok=True)
 
     @abstractmethod
     def encode(self, images: Tensor, grid: int | None = None) -> Features:
