@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -23,11 +23,9 @@ from refseg.models.parts.backbone import read_backbone_config
 
 Features = tuple[Tensor, ...]
 """All that no word touches, of a batch of I photographs: each tensor is (I, …), and the network knows their order."""
-
-
 CODE = "refseg_network"
 """Module inside a checkpoint that imports its network, for `AutoModel.from_pretrained(…, trust_remote_code=True)`."""
-_CODE_HEAD = '"""The network of this checkpoint, which is part of the package refseg."""'
+_CODE_HEAD = '"""Where transformers finds the network of this checkpoint."""'
 
 
 class ReferringConfig(PretrainedConfig):
@@ -85,9 +83,8 @@ class ReferringConfig(PretrainedConfig):
     @classmethod
     def settings(cls) -> list[str]:
         """The names that a recipe may give under `model`."""
-        kinds = [kind for kind in cls.__mro__ if issubclass(kind, ReferringConfig)]
-        hints = {name: hint for kind in reversed(kinds) for name, hint in kind.__annotations__.items()}
-        return [name for name, hint in hints.items() if name != "model_type" and not str(hint).startswith("ClassVar")]
+        of_transformers = {setting.name for setting in fields(PretrainedConfig)}
+        return [setting.name for setting in fields(cls) if setting.name not in of_transformers]
 
     def check(self) -> None:
         """Raises RefsegError for the first setting that no network can have; a network's own checks follow these."""
@@ -156,7 +153,7 @@ class ReferringNetwork(PreTrainedModel):
     """
 
     main_input_name = "images"
-    paper: ClassVar[str]
+    paper: ClassVar[str] = "unpublished"
     """Title and place of the publication, for model cards."""
     image_encoder: Any
     text_encoder: Any
