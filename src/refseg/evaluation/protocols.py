@@ -66,7 +66,7 @@ class Protocol:
         The square shows the photograph resized without regard to its aspect. With `letterbox` it shows the photograph
         scaled to fit, in the middle of a border. Only a protocol that is `bicubic` undoes that.
         """
-        from refseg.transforms import to_photograph
+        from refseg.transforms import to_photograph  # stored masks are scored without it, and without PyTorch
 
         if not isinstance(mask_logits, np.ndarray):  # a tensor, which may lie on a GPU
             mask_logits = mask_logits.cpu()
