@@ -24,7 +24,7 @@ from refseg.models.parts.backbone import read_backbone_config
 Features = tuple[Tensor, ...]
 """All that no word touches, of a batch of I photographs: each tensor is (I, …), and the network knows their order."""
 CODE = "refseg_network"
-"""Module inside a checkpoint that imports its network, for `AutoModel.from_pretrained(…, trust_remote_code=True)`."""
+"""Module inside a checkpoint that imports its network, for AutoModel where refseg is not imported."""
 _CODE_HEAD = '"""Where transformers finds the network of this checkpoint."""'
 
 
