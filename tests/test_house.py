@@ -58,6 +58,18 @@ def test_every_recipe_parses(recipe):
     load_recipe(recipe)
 
 
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe.parent.name != "tables"], ids=str)
+def test_a_recipe_promises_in_its_header_and_needs_no_place_outside(recipe):
+    """The tables of the paper have a test of their own."""
+    text = recipe.read_text(encoding="utf-8")
+    header = "".join(line for line in text.splitlines(True) if line.startswith("#"))
+    for promise in ("data", "hardware", "expected", "protocol", "command"):
+        assert re.search(rf"^# {promise} ", header, re.MULTILINE), promise
+    assert re.search(r"hours: \d", header)
+    assert f"train recipes/{recipe.name}" in header and "refseg evaluate" in header
+    assert "../" not in text
+
+
 def test_no_file_names_a_place_of_one_machine():
     listing = ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(listing, capture_output=True)

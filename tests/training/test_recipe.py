@@ -1,8 +1,11 @@
+import dataclasses
+from pathlib import Path
+
 import pytest
 import yaml
 
 from refseg.errors import RefsegError
-from refseg.training.recipe import Phase, load_recipe
+from refseg.training.recipe import Phase, diff_recipes, find_recipe, load_recipe, show_recipe
 
 WHOLE = {
     "model": {"width": 16, "backbone_config": {"model_type": "resnet", "depths": [1, 1, 1, 1]}},
@@ -102,6 +105,17 @@ def phases(**changes):
         ({"training": phases(photos=0)}, r"phases\[0\]: steps and photos must be 1 or more"),
         ({"training": phases(side=1)}, r"phases\[0\]\.side"),
         ({"training": phases(siblings=1.5)}, r"phases\[0\]\.siblings must lie between 0 and 1"),
+        ({"training": phases(typed=-0.5)}, r"phases\[0\]\.typed must lie between 0 and 1"),
+        ({"data": {"zoom": 0}}, r"data\.zoom must be more than 0"),
+        ({"training": {"target": "third"}}, "training.target must be one of: cells, half, full"),
+        ({"training": {"accumulate": 0}}, "accumulate must be 1 or more"),
+        ({"training": {"max_grad_norm": -1}}, "max_grad_norm must be 0 or more"),
+        ({"training": {"bf16": True, "fp16": True}}, "exclude each other"),
+        ({"training": {"validation": {"every": 5}}}, r"validation has nothing to read; name data\.val"),
+        ({"data": {"val": "x"}, "training": {"validation": {"every": 0}}}, "validation: every, photos and patience"),
+        ({"data": {"val": "x"}, "training": {"validation": {"every": 5, "patience": 0}}}, "must be 1 or more"),
+        ({"data": {"val": "x"}, "training": {"validation": {"every": 5, "measure": "iou"}}}, "mean_iou, overall_iou"),
+        ({"training": {"validation": {}}}, r"lacks training\.validation\.every"),
         ({"start": "shipped", "start_share": 1.0}, "start_share must be 0 or more and less than 1"),
         ({"start_share": 0.3}, "needs a start"),
         ({"training": phases(expressions=0)}, r"phases\[0\] learns nothing"),
@@ -229,3 +243,52 @@ def test_faults_of_a_base(tmp_path, files, message):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(raw))
     with pytest.raises(RefsegError, match=message):
         load_recipe(tmp_path / "a.yaml")
+
+
+def test_a_recipe_is_found_by_its_name(tmp_path, monkeypatch):
+    (tmp_path / "recipes/unc+").mkdir(parents=True)
+    monkeypatch.setattr("refseg.training.recipe.RECIPES", tmp_path / "recipes")
+    monkeypatch.chdir(tmp_path / "recipes")
+    for name in ("small", "unc+/shnet-448"):
+        (tmp_path / f"recipes/{name}.yaml").write_text(yaml.safe_dump(WHOLE))
+    found = {"small": "small", "recipes/small.yaml": "small", "unc+/shnet-448": "unc+/shnet-448"}
+    assert {name: find_recipe(name) for name in found} == {
+        name: tmp_path / f"recipes/{file}.yaml" for name, file in found.items()
+    }
+    assert load_recipe("unc+/shnet-448").training.output == "runs/x"
+    assert find_recipe("small.yaml").resolve() == tmp_path / "recipes/small.yaml", "a file comes before a name"
+    assert find_recipe("other.yaml") == Path("other.yaml") and find_recipe("") == Path()
+
+
+@pytest.fixture
+def two_recipes(tmp_path):
+    base, upper = tmp_path / "base.yaml", tmp_path / "upper.yaml"
+    base.write_text(yaml.safe_dump(WHOLE))
+    upper.write_text(
+        "base: base.yaml\nmodel: {fusion: concat, width: 128}\ntraining: {learning_rate: 3e-3, max_steps: 9}"
+    )
+    return base, upper
+
+
+def test_a_recipe_is_shown_with_its_base(two_recipes, tmp_path):
+    _, upper = two_recipes
+    shown = tmp_path / "shown.yaml"
+    shown.write_text(show_recipe(upper, ["data.mirror=0.25"]))
+    raw = yaml.safe_load(shown.read_text())
+    assert "base" not in raw and raw["training"]["output"] == "runs/x" and raw["model"]["fusion"] == "concat"
+    assert load_recipe(shown) == dataclasses.replace(load_recipe(upper, ["data.mirror=0.25"]), base=None)
+    with pytest.raises(RefsegError, match=r"unknown recipe key data\.miror"):
+        show_recipe(upper, ["data.miror=0.25"])
+
+
+def test_recipes_differ_in_values_with_defaults_for_what_is_left_out(two_recipes):
+    """`width: 128` is the default, and so is what the base leaves out."""
+    base, upper = two_recipes
+    assert diff_recipes(base, upper) == {
+        "model.width": (16, 128),
+        "model.fusion": ("sfm", "concat"),
+        "training.learning_rate": (1.2e-4, 3e-3),
+        "training.max_steps": (None, 9),
+    }
+    assert diff_recipes(upper, upper) == {}
+    assert diff_recipes(upper, base)["model.fusion"] == ("concat", "sfm")

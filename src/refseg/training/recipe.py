@@ -157,12 +157,28 @@ class Recipe:
     """A GloVe text file that initialises the word embedding."""
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe; overrides such as `training.max_steps=100` replace single values.
+RECIPES = Path(__file__).parents[1] / "recipes"
+"""The recipes that the package brings."""
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe: a path, or the name of one that the package brings, such as `scenes` or `unc/shnet`.
+
+    `recipes/scenes.yaml` is found as well where there is no such file, so that the commands of the documentation work
+    anywhere. Returns the path as it is where there is nothing.
+    """
+    path = Path(name)
+    within = Path(*path.parts[1:]) if path.parts[:1] == ("recipes",) else path
+    packaged = RECIPES / within.with_suffix(".yaml") if within.name else path
+    return packaged if packaged.is_file() and not path.is_file() else path
+
+
+def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe (see `find_recipe`); overrides such as `training.max_steps=100` replace single values.
 
     Paths in it, but for its base, are relative to the folder refseg is started from. Raises RefsegError.
     """
-    recipe: Recipe = _build(Recipe, _read(path, overrides), "")
+    recipe: Recipe = _build(Recipe, _read(find_recipe(name), overrides), "")
     _check_model(recipe.model)
     if recipe.start and recipe.backbone_weights:
         raise RefsegError("start brings its own backbone; leave out one of start and backbone_weights")
@@ -170,6 +186,49 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RefsegError("start_share must be 0 or more and less than 1, and needs a start")
     _check_values(recipe.data, recipe.training)
     return recipe
+
+
+def show_recipe(name: str | Path, overrides: Sequence[str] = ()) -> str:
+    """The recipe as YAML with its bases and the overrides laid over one another; what it leaves out has its default.
+
+    Raises RefsegError as `load_recipe` does.
+    """
+    load_recipe(name, overrides)
+    raw = _read(find_recipe(name), overrides)
+    raw.pop("base", None)
+    return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True, width=120)
+
+
+def diff_recipes(first: str | Path, second: str | Path) -> dict[str, tuple[Any, Any]]:
+    """Each value in which two recipes differ, by its dotted key: the first's and the second's.
+
+    A value that a recipe leaves out counts with its default. Raises RefsegError as `load_recipe` does.
+    """
+    ours, theirs = (_flat(load_recipe(name)) for name in (first, second))
+    keys = dict.fromkeys((*ours, *theirs))
+    pairs = {key: (ours.get(key), theirs.get(key)) for key in keys}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    """All values of a recipe by their dotted keys, among them the network's unless it is one that is `start`ed from."""
+    from refseg.models.registry import network_of
+
+    model = recipe.model
+    if not recipe.start:
+        config = network_of(model).config_class
+        model = {name: getattr(config, name, None) for name in config.settings()} | model
+    flat: dict[str, Any] = {}
+
+    def lay(where: str, value: Any) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                lay(f"{where}.{key}" if where else str(key), inner)
+        else:
+            flat[where] = list(value) if isinstance(value, tuple) else value
+
+    lay("", dataclasses.asdict(dataclasses.replace(recipe, model=model, base=None)))
+    return flat
 
 
 def _read(path: Path, overrides: Sequence[str] = (), above: tuple[Path, ...] = ()) -> dict[str, Any]:
