@@ -52,10 +52,12 @@ THE_DOG = part(b"expressions", b"the dog")
 METHODS = {
     f"{method} {path}": Sent(405, "does not take", method, path)
     for method, path in (
-        *((method, "/v1/segment") for method in ("GET", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "DOG")),
+        *((method, "/v1/segment") for method in ("GET", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE")),
         *(("GET", "/v1/photos"), ("POST", "/v1/models"), ("POST", "/healthz"), ("POST", "/"), ("POST", "/page/app.js")),
     )
 }
+
+METHODS["DOG /v1/segment"] = Sent(400, "not HTTP/1.1", "DOG")
 
 PATHS = {
     f"path {number}": Sent(404, method="GET", path=path)
@@ -173,14 +175,14 @@ BYTES: dict[str, tuple[bytes, bytes]] = {
         b"413",
     ),
     "two lengths": (_POST + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n", b"400"),
-    "length and chunks": (_POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"415"),
+    "length and chunks": (_POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"400"),
     "chunks that are none": (
         _POST + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"400",
+        b"411",
     ),
-    "a header of 200 kB": (_POST + b"X: " + b"y" * 200_000 + b"\r\n\r\n", b"400"),
+    "a header of 200 kB": (_POST + b"X: " + b"y" * 200_000 + b"\r\n\r\n", b"431"),
     "a control character in the path": (b"GET /\x01 HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
-    "a proxy's request": (b"CONNECT example.org:443 HTTP/1.1\r\nHost: x\r\n\r\n", b"404"),
+    "a proxy's request": (b"CONNECT example.org:443 HTTP/1.1\r\nHost: x\r\n\r\n", b"400"),
     "a websocket": (
         b"GET / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",

@@ -10,7 +10,7 @@ import time
 import httpx
 import numpy as np
 import pytest
-from cases_http import BYTES, FORMS, GONE, REQUESTS
+from cases_http import BODIES, BYTES, FORMS, GONE, REQUESTS
 from cases_photographs import EITHER, PHOTOGRAPHS, SIZE, noise
 from cases_words import EXPRESSIONS, THRESHOLDS, Refusal
 from conftest import LONGEST, sentence
@@ -22,8 +22,10 @@ PATIENCE = 6 * LONGEST
 
 
 @pytest.fixture(scope="module")
-def server(tiny_model):
-    with serving(tiny_model, seconds=60, expressions=4, upload_bytes=2_000_000, pixels=1_000_000) as (address, _):
+def server(tiny_model, tmp_path_factory):
+    options = {"label_studio": tmp_path_factory.mktemp("photos")}
+    bounds = {"seconds": 60, "expressions": 4, "upload_bytes": 2_000_000, "pixels": 1_000_000}
+    with serving(tiny_model, options, **bounds) as (address, _):
         yield address
 
 
@@ -59,10 +61,10 @@ def problem(response, status: int) -> str:
     """The detail of a refusal, after the rules that hold for all of them."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
-    said = response.json()
-    assert said["status"] == status and said["type"] == "about:blank" and said["title"]
-    assert ";" in said["detail"], "no cure"
-    return sentence(said["detail"])
+    details = response.json()
+    assert details["status"] == status and details["type"] == "about:blank" and details["title"]
+    assert ";" in details["detail"], "no cure"
+    return sentence(details["detail"])
 
 
 @pytest.mark.parametrize("name", [name for name, case in PHOTOGRAPHS.items() if not case.large])
@@ -110,6 +112,17 @@ def test_request(client, unaffected, name):
         assert tuple(response.json()["size"]) == SIZE
     else:
         assert sent.words in problem(response, sent.status)
+
+
+@pytest.mark.parametrize("route", ["setup", "predict", "webhook"])
+@pytest.mark.parametrize("name", BODIES)
+def test_request_in_place_of_label_studio_s(client, name, route):
+    sent = BODIES[name]
+    response = client.post(f"/label-studio/{route}", content=sent.body, headers=sent.headers)
+    if response.status_code == 200:
+        assert isinstance(response.json(), dict) and route != "predict"
+    else:
+        problem(response, 422)
 
 
 @pytest.mark.parametrize("name", BYTES)

@@ -11,22 +11,21 @@ from functools import partial
 
 import httpx
 import numpy as np
-import uvicorn
 from PIL import Image
 
-from refseg.cli.serving import _listen
 from refseg.segmenter import load
 from refseg.serve import Limits, create_app
+from refseg.serve.connection import http_server, listen
 
 SEGMENT = "/v1/segment"
 
 
 @contextmanager
-def serving(tiny_model, **limits) -> Iterator[tuple[str, object]]:
+def serving(tiny_model, options=None, **limits) -> Iterator[tuple[str, object]]:
     """The address of a server that runs in a thread of this process, its model in one of its own."""
-    app = create_app(partial(load, tiny_model, device="cpu"), Limits(**limits), name="tiny")
-    listening = _listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=10))
+    app = create_app(partial(load, tiny_model, device="cpu"), Limits(**limits), name="tiny", **options or {})
+    listening = listen("127.0.0.1", 0)
+    server = http_server(app, 10)
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     address = f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -77,9 +76,9 @@ def problem(response, status) -> str:
     """The detail of a refusal, after the rules that hold for all of them."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
-    said = response.json()
-    assert said["status"] == status and said["type"] == "about:blank" and said["title"]
-    detail = said["detail"]
+    details = response.json()
+    assert details["status"] == status and details["type"] == "about:blank" and details["title"]
+    detail = details["detail"]
     assert detail.isprintable() and len(detail) < 300 and "Traceback" not in detail
     assert ";" in detail, f"no cure in {detail!r}"
     return detail

@@ -16,7 +16,7 @@ from refseg.serve.queue import Queue
 from refseg.serve.worker import Answer, Question
 
 
-class TestGate:
+class TestAdmission:
     """The bounds in front of an application that does nothing else."""
 
     @staticmethod
@@ -68,7 +68,7 @@ def test_a_question_that_runs_out_of_time_costs_its_neighbours_nothing():
         queue = Queue(None, "", Limits(), Counters())
         queue.description, queue._compute = {}, compute
         asked = [
-            queue.ask(Question(name, None), wanted, time.monotonic() + seconds)
+            queue.ask(Question(name, None, deadline=time.monotonic() + seconds), wanted)
             for name, seconds in (("hurried", 0.1), ("patient", 5), ("patient too", 5))
         ]
         return await asyncio.gather(*asked, return_exceptions=True)

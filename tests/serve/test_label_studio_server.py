@@ -6,7 +6,6 @@ import asyncio
 import base64
 import io
 import json
-import socket
 import threading
 import time
 from functools import partial
@@ -14,14 +13,13 @@ from functools import partial
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from PIL import Image
 
-from refseg.annotation.label_studio import encode_brush
+from refseg.annotation.label_studio import encode_brush, read_config
 from refseg.errors import RefsegError
 from refseg.segmenter import load
 from refseg.serve import Limits, create_app
-from refseg.serve.label_studio import add_label_studio
+from refseg.serve.connection import http_server, listen
 from refseg.serve.problems import Problem
 from refseg.serve.worker import Answer
 
@@ -46,10 +44,12 @@ def folder(tmp_path):
 @pytest.fixture
 def ask(tiny_model, segmenter, folder):
     """Sends one request to the server, whose model computes here and not in a process of its own."""
-    app = create_app(partial(load, tiny_model), Limits(expressions=3, upload_bytes=100_000), name="tiny")
-    add_label_studio(app, folder)
+    limits = Limits(expressions=3, upload_bytes=150_000, tasks=7)
+    app = create_app(partial(load, tiny_model), limits, name="tiny", label_studio=folder)
     queue = app.state.queue
-    queue.description = {"name": "tiny"}
+
+    async def ready():
+        return send.ready
 
     async def answer(question, *_):
         try:
@@ -62,7 +62,7 @@ def ask(tiny_model, segmenter, folder):
             raise Problem(422, str(fault)) from None
         return Answer(json.dumps({"results": results}).encode())
 
-    queue.ask = answer
+    queue.ask, queue.ready = answer, ready
 
     def send(path, body=None, method="POST"):
         async def call():
@@ -72,7 +72,7 @@ def ask(tiny_model, segmenter, folder):
 
         return asyncio.run(call())
 
-    send.queue = queue
+    send.ready = True
     return send
 
 
@@ -95,7 +95,7 @@ def test_connecting(ask):
     assert setup.json() == {"model_version": "tiny"}
     assert ask("versions", method="GET").json() == {"versions": ["tiny"]}
     assert "takes no masks" in refusal(ask("setup", {"schema": "<View/>"}), 422)
-    ask.queue.description = None
+    ask.ready = False
     assert "being loaded" in refusal(ask("health", method="GET"), 503)
 
 
@@ -179,12 +179,72 @@ def test_no_tasks_no_results_and_too_many_labels_are_refused(ask):
     assert "the limit is 3" in refusal(predict(ask, "a.png", config=many), 422)
 
 
+def nested(count, name="View"):
+    return BRUSH.replace("<View>", f"<{name}>" * count).replace("</View>", f"</{name}>" * count)
+
+
+@pytest.mark.parametrize(
+    ("config", "cure"),
+    [
+        (nested(51), "nests more than 50 tags"),
+        (nested(5_000, "BrushLabels"), "100,000"),
+        (BRUSH.ljust(100_001), "100,000"),
+        (BRUSH.replace("</View>", '<PolygonLabels toName="photo"/>' * 10 + "</View>"), "more than 10 tags for masks"),
+        ('<!DOCTYPE x [<!ENTITY y "z">]>' + BRUSH, "document type"),
+        ("<View>", "not XML"),
+        ("\0", "not XML"),
+        ("<View>" + "</View>" * 2, "not XML"),
+    ],
+)
+def test_configurations_are_bounded(ask, config, cure):
+    """210 kB of nested tags held up the server for 35 seconds."""
+    assert cure in refusal(ask("setup", {"schema": config}), 422)
+    assert cure in refusal(predict(ask, "a.png", config=config), 422)
+
+
+def test_nested_tags_up_to_the_bound_are_read(ask):
+    assert predict(ask, "a.png", config=nested(48)).json() == predict(ask, "a.png").json()
+
+
+def test_configurations_are_not_read_on_the_event_loop(ask, monkeypatch):
+    threads = []
+
+    def read(config):
+        threads.append(threading.current_thread())
+        return read_config(config)
+
+    monkeypatch.setattr("refseg.serve.label_studio.read_config", read)
+    assert ask("setup", {"schema": BRUSH}).status_code == 200 and predict(ask, "a.png").status_code == 200
+    assert len(threads) == 2 and threading.main_thread() not in threads
+
+
+def test_tasks_are_bounded(ask):
+    """5,000 in one call went past the queue's bound."""
+    assert len(predict(ask, *["a.png"] * 7).json()["results"]) == 7
+    assert "there are 8 tasks and the limit is 7" in refusal(predict(ask, *["a.png"] * 8), 422)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"type": "textarea", "value": {"text": 7}},
+        {"type": "textarea", "value": {"text": [None, 7, " ", {}]}},
+        {"type": "textarea", "value": "the dog"},
+        {"type": "textarea", "value": None},
+        {"type": "textarea"},
+        {"type": ["textarea"]},
+        {},
+    ],
+)
+def test_contexts_without_a_sentence_change_nothing(ask, entry):
+    assert predict(ask, "a.png", params={"context": {"result": [entry]}}).json() == predict(ask, "a.png").json()
+
+
 @pytest.mark.slow
 def test_a_real_server(tiny_model, folder):
-    app = create_app(partial(load, tiny_model, device="cpu"), Limits(seconds=120), name="tiny")
-    add_label_studio(app, folder)
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
+    app = create_app(partial(load, tiny_model, device="cpu"), Limits(seconds=120), name="tiny", label_studio=folder)
+    listening = listen("127.0.0.1", 0)
+    server = http_server(app, 10)
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     address = f"http://127.0.0.1:{listening.getsockname()[1]}/label-studio"

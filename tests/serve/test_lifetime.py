@@ -36,7 +36,7 @@ note("begins")
 
 
 def test_a_server_from_start_to_end(tiny_model, tmp_path):
-    """Loading, overload, a slow and a lost client, a dead process, SIGTERM: one after the other on one server.
+    """Loading, another name, overload, slow and lost clients, dead processes, SIGTERM: one after the other.
 
     All the while it asks no other machine for anything.
     """
@@ -50,10 +50,13 @@ def test_a_server_from_start_to_end(tiny_model, tmp_path):
         server = running.stdout.readline().strip()
         not_ready_yet(server)
         wait_until_ready(server)
+        another_name(server)
         overload(server)
         slow_upload(server)
         client_gone(server)
         dead_process(server)
+        stopped_process(server)
+        death_while_idle_and_again_while_loading(server, psutil.Process(running.pid))
         accepted_is_finished(server, running)
     finally:
         running.kill()
@@ -84,6 +87,15 @@ def not_ready_yet(server):
         assert "loaded" in problem(response, 503) and int(response.headers["retry-after"]) > 0
 
 
+def another_name(server):
+    """A web page that points a name of its own at this server gets nothing."""
+    for host in ("example.org", "example.org:8000", "localhost.example.org", "[", ""):
+        for path in ("healthz", "v1/models", ""):
+            assert "REFSEG_HOSTS" in problem(httpx.get(f"{server}/{path}", headers={"Host": host}), 421)
+    for host in ("localhost", "LOCALHOST:1", "127.0.0.1:9", "[::1]:8000"):
+        assert httpx.get(f"{server}/healthz", headers={"Host": host}).status_code == 200
+
+
 def overload(server):
     """While the model is held up, four wait, the others are refused at once, and those four are answered."""
     process = process_of(server)
@@ -105,7 +117,7 @@ def overload(server):
 def half_a_request(server):
     host, port = server.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)))
-    connection.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+    connection.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
     connection.sendall(b"Content-Length: 100\r\n\r\n{")
     return connection
 
@@ -139,6 +151,38 @@ def dead_process(server):
     assert process_of(server) != process
     assert as_form(server, photo(1), ["the dog"]).status_code == 200
     assert "refseg_workers_replaced_total 1.0" in httpx.get(f"{server}/metrics").text
+
+
+def stopped_process(server):
+    process = process_of(server)
+    process.suspend()
+    assert problem(httpx.get(f"{server}/readyz", timeout=30), 503)
+    process.resume()
+    wait_until_ready(server)
+    assert process_of(server) == process
+
+
+def death_while_idle_and_again_while_loading(server, running):
+    """Nothing is asked meanwhile; the server replaces both and does not end."""
+    process = process_of(server)
+    process.kill()
+    deadline, successors = time.monotonic() + 30, []
+    while not successors:
+        assert time.monotonic() < deadline, "nobody noticed"
+        successors = [child for child in running.children() if child != process and "spawn_main" in str(command(child))]
+    assert problem(httpx.get(f"{server}/readyz", timeout=30), 503)
+    successors[0].kill()
+    wait_until_ready(server)
+    assert process_of(server) not in (process, successors[0])
+    assert as_form(server, photo(1), ["the dog"]).status_code == 200
+    assert "refseg_workers_replaced_total 2.0" in httpx.get(f"{server}/metrics").text
+
+
+def command(process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def accepted_is_finished(server, running):

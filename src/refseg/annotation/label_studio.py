@@ -22,6 +22,9 @@ Points = npt.NDArray[np.float64]
 _EXAMPLE = (
     '<Image name="photo" value="$image"/><BrushLabels name="what" toName="photo"><Label value="bag"/></BrushLabels>'
 )
+_CONTROLS = frozenset({"BrushLabels", "PolygonLabels"})
+_MAX_CHARACTERS, _MAX_DEPTH, _MAX_CONTROLS = 100_000, 50, 10
+"""Of a labelling configuration. Label Studio's own templates have less than a tenth of it."""
 _RUN_BITS = (3, 4, 8, 16)
 _STAIR = 1.5
 """Pixels: what turns the stairs of a slanting edge into a line."""
@@ -46,30 +49,64 @@ class Control:
 def read_config(text: str) -> list[Control]:
     """The BrushLabels and PolygonLabels of a labelling configuration.
 
-    Raises RefsegError if it is not one, or if none of them has labels and belongs to an Image.
+    Raises RefsegError if it is not one, if it is larger than any that people write, or if none of these tags has
+    labels and belongs to an Image.
     """
+    if len(text) > _MAX_CHARACTERS:
+        raise RefsegError(f"the labelling configuration has {len(text):,} characters; the limit is {_MAX_CHARACTERS:,}")
+    if "<!" in text.replace("<!--", ""):
+        raise RefsegError("the labelling configuration declares a document type; leave that out")
+    found = _Tags()
     try:
-        if "<!" in text.replace("<!--", ""):
-            raise RefsegError("the labelling configuration declares a document type; leave that out")
-        root = ElementTree.fromstring(text)
+        parser = ElementTree.XMLParser(target=found)
+        parser.feed(text)
+        parser.close()
     except ElementTree.ParseError as fault:
         raise RefsegError(f"the labelling configuration is not XML ({fault}); save it in Label Studio first") from fault
-    keys = {tag.get("name", ""): tag.get("value", "").removeprefix("$") for tag in root.iter("Image")}
-    controls = []
-    for tag in root.iter():
-        photo = tag.get("toName", "")
-        labels = dict(_label(label) for label in tag.iter("Label"))
-        if tag.tag in ("BrushLabels", "PolygonLabels") and keys.get(photo) and labels:
-            controls.append(Control(tag.get("name", ""), photo, keys[photo], tag.tag.lower(), labels))
+    controls = [
+        Control(tag.get("name", ""), photo, found.keys[photo], kind, labels)
+        for kind, tag, labels in found.controls
+        if labels and found.keys.get(photo := tag.get("toName", ""))
+    ]
     if not controls:
         raise RefsegError(f"the labelling configuration takes no masks of an image; for example: {_EXAMPLE}")
     return controls
 
 
-def _label(tag: ElementTree.Element) -> tuple[str, str]:
-    """A label as results name it, and its expression."""
-    value = tag.get("value", "")
-    return tag.get("alias") or value, tag.get("expression") or value
+class _Tags:
+    """What a parser finds in a labelling configuration, in one pass."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, str] = {}
+        """The names of Image tags, and the place of each one's photograph in a task's data."""
+        self.controls: list[tuple[str, dict[str, str], dict[str, str]]] = []
+        """Tags that take masks: kind, attributes, and expressions of labels."""
+        self._open: list[str] = []
+
+    def start(self, name: str, attributes: dict[str, str]) -> None:
+        self._open.append(name)
+        if len(self._open) > _MAX_DEPTH:
+            raise RefsegError(f"the labelling configuration nests more than {_MAX_DEPTH} tags; nest fewer")
+        if name == "Image":
+            self.keys[attributes.get("name", "")] = attributes.get("value", "").removeprefix("$")
+        elif name in _CONTROLS:
+            self.controls.append((name.lower(), attributes, {}))
+            if len(self.controls) > _MAX_CONTROLS:
+                raise RefsegError(
+                    f"the labelling configuration has more than {_MAX_CONTROLS} tags for masks; use fewer"
+                )
+        elif name == "Label" and not _CONTROLS.isdisjoint(self._open):
+            value = attributes.get("value", "")
+            self.controls[-1][2][attributes.get("alias") or value] = attributes.get("expression") or value
+
+    def end(self, _: str) -> None:
+        self._open.pop()
+
+    def data(self, _: str) -> None:
+        """Text between tags means nothing."""
+
+    def close(self) -> None:
+        """All was found on the way."""
 
 
 def find_photo(address: str, folder: Path) -> Path:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -12,69 +12,78 @@ import typer
 from refseg.cli.arguments import SHIPPED, Device, Model, load_model
 from refseg.errors import RefsegError
 
+_HOSTS = ("localhost", "127.0.0.1", "::1")
+
 
 def serve(
     model: Model = SHIPPED,
-    host: Annotated[str, typer.Option(help="The address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="The address to listen on. 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on. 0 takes a free one.")] = 8000,
     device: Device = "auto",
-    max_upload: Annotated[float, typer.Option(help="The largest request, in MB.")] = 20,
-    max_pixels: Annotated[float, typer.Option(max=100, help="The largest photograph, in millions of pixels.")] = 50,
-    max_expressions: Annotated[int, typer.Option(help="The most expressions of one request.")] = 32,
-    queue: Annotated[int, typer.Option(help="The most requests at one time; the next is told to come later.")] = 64,
-    seconds: Annotated[float, typer.Option(max=3600, help="The longest time of one request.")] = 30,
-    cache_photos: Annotated[int, typer.Option(help="The most encoded photographs that are kept.")] = 64,
-    cache_memory: Annotated[float, typer.Option(help="The most memory that they fill, in MB.")] = 512,
+    max_upload: Annotated[
+        float | None, typer.Option(help="The largest request, in MB. By default 20.", show_default=False)
+    ] = None,
+    max_pixels: Annotated[
+        float | None,
+        typer.Option(max=100, help="The largest photograph, in millions of pixels. By default 50.", show_default=False),
+    ] = None,
+    queue: Annotated[
+        int | None,
+        typer.Option(
+            help="The most requests at one time. The next must come later. By default 64.", show_default=False
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(max=3600, help="The longest time for one request, in seconds. By default 30.", show_default=False),
+    ] = None,
     label_studio: Annotated[
         Path | None,
-        typer.Option(help="Also be Label Studio's ML backend, for photographs in this folder.", show_default=False),
+        typer.Option(help="Also serve Label Studio, as its ML backend for this folder of photographs."),
     ] = None,
 ) -> None:
-    """Serves segmentation over HTTP, and a web page to try it.
+    """Serves segmentation over HTTP, with a web page to try it.
 
     \b
     refseg serve
     refseg serve --model runs/mine --port 9000
-    curl -F photo=@street.jpg -F expressions="the red bag" localhost:8000/v1/segment
-    refseg serve --label-studio photos             connect http://127.0.0.1:8000/label-studio
+    refseg serve --label-studio photos
 
-    It ends with Ctrl-C or SIGTERM, after it has answered what it accepted.
+    Then open the printed address, or ask from a shell:
+
+    \b
+    curl -F photo=@street.jpg -F expressions="the red bag" \\
+        localhost:8000/v1/segment
+
+    Label Studio connects to http://127.0.0.1:8000/label-studio.
+    More limits are environment variables, such as REFSEG_EXPRESSIONS; docs/serving.md lists them.
+
+    Ctrl-C or SIGTERM ends the server after it has answered what it accepted.
     """
     from functools import partial
 
     try:
-        import uvicorn
-
         from refseg.serve import Limits, create_app
-        from refseg.serve.label_studio import add_label_studio
+        from refseg.serve.connection import http_server, listen
     except ImportError as fault:
         raise RefsegError(f'the server needs {fault.name}; pip install "refseg[serve]"') from fault
 
-    limits = Limits(
-        upload_bytes=max_upload * 1_000_000,
-        pixels=max_pixels * 1_000_000,
-        expressions=max_expressions,
+    limits = Limits.from_environment(
+        upload_bytes=None if max_upload is None else max_upload * 1_000_000,
+        pixels=None if max_pixels is None else max_pixels * 1_000_000,
         queue=queue,
         seconds=seconds,
-        cached_photos=cache_photos,
-        cached_bytes=cache_memory * 1_000_000,
     )
     if label_studio is not None and not label_studio.is_dir():
         raise RefsegError(f"there is no folder {label_studio}; give the folder of Label Studio's files")
-    app = create_app(partial(load_model, model, device), limits, name=model)
-    if label_studio is not None:
-        add_label_studio(app, label_studio)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=round(seconds) + 1,
-        )
-    )
-    app.state.queue.on_fault = partial(setattr, server, "should_exit", True)
-    listening = _listen(host, port)
+
+    def stop() -> None:
+        server.should_exit = True
+
+    load = partial(load_model, model, device)
+    app = create_app(load, limits, name=model, label_studio=label_studio, hosts=_allowed_hosts(host), on_fault=stop)
+    server = http_server(app, limits.seconds)
+    listening = listen(host, port)
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"http://{shown}:{listening.getsockname()[1]}")
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -85,15 +94,11 @@ def serve(
         raise app.state.queue.fault
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        listening = socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=2048
-        )
-        # asyncio does this for sockets of its own alone; else an answer's body waits 40 ms for its head to arrive.
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return listening
-    except OSError as fault:
-        raise RefsegError(
-            f"cannot listen on {host} port {port} ({fault.strerror or fault}); choose another with --host or --port"
-        ) from fault
+def _allowed_hosts(host: str) -> set[str]:
+    """The names by which requests may call the server; none means any.
+
+    A server on this machine's own address answers only to that machine's names. Otherwise any web page could point a
+    name of its own at it and read the answers.
+    """
+    named = {name.strip().lower() for name in os.environ.get("REFSEG_HOSTS", "").split(",")} - {""}
+    return named | {*_HOSTS, host.lower()} if named or host in _HOSTS else set()

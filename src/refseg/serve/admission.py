@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection
+from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,14 +30,18 @@ _COUNTED = {"/v1/segment", "/v1/photos", "/v1/attention", "/v1/models"}
 class Admission:
     """ASGI middleware: bounds what is received and computed at one time, and counts."""
 
-    def __init__(self, app: ASGIApp, limits: Limits, counters: Counters) -> None:
-        self.app, self.limits, self.counters = app, limits, counters
+    def __init__(self, app: ASGIApp, limits: Limits, counters: Counters, hosts: Collection[str] = ()) -> None:
+        """`hosts` are the names by which a request may call the server, in lower case; none means any."""
+        self.app, self.limits, self.counters, self.hosts = app, limits, counters, hosts
         self.inside = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         send = self._counted(scope["path"], send)
+        if self.hosts and (host := _host(scope)) not in self.hosts:
+            names = f"this server is not called {host[:100]!r}; name it {min(self.hosts)}, or set REFSEG_HOSTS"
+            return await Problem(421, names).response()(scope, receive, send)
         if scope["method"] != "POST":
             return await self.app(scope, receive, send)
         if self.inside >= self.limits.queue:
@@ -103,3 +109,14 @@ def _declared(scope: Scope) -> int:
         if name == b"content-length" and value.isdigit():
             return int(value)
     return 0
+
+
+def _host(scope: Scope) -> str:
+    """The name by which a request calls the server, without a port; empty if it has none."""
+    for name, value in scope["headers"]:
+        if name == b"host":
+            try:
+                return urlsplit(f"//{value.decode('latin-1')}").hostname or ""
+            except ValueError:
+                return ""
+    return ""

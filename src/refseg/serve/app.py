@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from refseg.serve import examples, problems, schema
 from refseg.serve.admission import Admission
 from refseg.serve.counters import Counters
+from refseg.serve.label_studio import label_studio_routes
 from refseg.serve.limits import Limits
 from refseg.serve.problems import Problem, ProblemDetails
 from refseg.serve.queue import Queue
@@ -41,16 +42,26 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 _PICTURE: dict[str, Any] = {"content": {"image/png": {}}}
 
 
-def create_app(load: Callable[[], Segmenter], limits: Limits | None = None, *, name: str = "shipped") -> FastAPI:
+def create_app(
+    load: Callable[[], Segmenter],
+    limits: Limits | None = None,
+    *,
+    name: str = "shipped",
+    label_studio: Path | None = None,
+    hosts: Collection[str] = (),
+    on_fault: Callable[[], None] = lambda: None,
+) -> FastAPI:
     """The server as an ASGI application; `app.state.queue` is what computes.
 
-    `load` makes the segmenter, for example `functools.partial(refseg.load, "runs/mine")`. It is pickled and
-    called in a process of its own, which starts with the application and is replaced where it dies. `name` is
-    what answers call the model.
+    `load` makes the segmenter, for example `functools.partial(refseg.load, "runs/mine")`. It is pickled and called in
+    a process of its own, which starts with the application and is replaced if it dies. `name` is what answers call
+    the model. `label_studio` is the folder of Label Studio's photographs, for which the server is then an ML backend.
+    `hosts` are the only names by which requests may call this server; by default they may call it anything. `on_fault`
+    is called if the model cannot be loaded; `app.state.queue.fault` then says why.
     """
     limits = limits or Limits()
     counters = Counters()
-    queue = Queue(load, name, limits, counters)
+    queue = Queue(load, name, limits, counters, on_fault)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -67,9 +78,11 @@ def create_app(load: Callable[[], Segmenter], limits: Limits | None = None, *, n
         redoc_url=None,
     )
     app.state.queue = queue
-    app.add_middleware(Admission, limits=limits, counters=counters)
+    app.add_middleware(Admission, limits=limits, counters=counters, hosts=hosts)
     problems.install(app)
     _add_questions(app, queue, limits)
+    if label_studio is not None:
+        app.include_router(label_studio_routes(queue, label_studio))
     _add_state(app, queue, counters)
     _add_page(app)
     return app
@@ -81,7 +94,7 @@ def _add_questions(app: FastAPI, queue: Queue, limits: Limits) -> None:
             question = await schema.read(request, expected, form, limits)
         except ClientDisconnect:
             return Response(status_code=408)
-        answer = await queue.ask(question, request.is_disconnected, request.state.deadline)
+        answer = await queue.ask(question, request.is_disconnected)
         return Response(answer.content, media_type=answer.media_type)
 
     @app.post(
@@ -135,7 +148,7 @@ def _add_state(app: FastAPI, queue: Queue, counters: Counters) -> None:
     @app.get("/readyz", response_class=PlainTextResponse, responses={503: _PROBLEMS[503]})
     async def readyz() -> str:
         """Whether the model answers."""
-        if queue.description is None:
+        if not await queue.ready():
             raise Problem(503, "the model is being loaded; ask again in a few seconds", 3)
         return "ok\n"
 

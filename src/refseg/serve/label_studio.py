@@ -1,7 +1,7 @@
-"""What Label Studio asks of an ML backend, answered by the server: routes under /label-studio.
+"""The routes under /label-studio, by which Label Studio uses the server as an ML backend.
 
 `label-studio-ml`, the package that usually does this, is on the package index only in a version of 2022 that pins Flask
-1.1; the protocol is five routes of JSON.
+1.1. The protocol is five routes of JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, FailFast, Field, ValidationError
 
 from refseg.annotation.label_studio import Control, brush_region, find_photo, polygon_regions, read_config
@@ -25,17 +25,18 @@ from refseg.masks import decode_mask
 from refseg.serve.limits import Limits
 from refseg.serve.problems import Problem
 from refseg.serve.queue import Queue
+from refseg.serve.schema import check_values
 from refseg.serve.worker import Question
 
 logger = logging.getLogger(__name__)
 Json = dict[str, Any]
 
 PREFIX = "/label-studio"
-Said = TypeVar("Said", bound=BaseModel)
+Content = TypeVar("Content", bound=BaseModel)
 
 
 class Setup(BaseModel):
-    """What Label Studio says when a backend is connected; its access token is not wanted."""
+    """What Label Studio sends when a backend is connected; its access token is not wanted."""
 
     label_config: str | None = Field(None, alias="schema")
 
@@ -46,10 +47,17 @@ class Task(BaseModel):
     data: Json
 
 
+class Entry(BaseModel):
+    """Something that the annotator has drawn or typed."""
+
+    type: Any = None
+    value: Any = None
+
+
 class Context(BaseModel):
     """What the annotator has drawn or typed in an interactive request."""
 
-    result: Annotated[list[Json], FailFast()] = []
+    result: Annotated[list[Entry], FailFast()] = []
 
 
 class Parameters(BaseModel):
@@ -66,14 +74,19 @@ class Predict(BaseModel):
     params: Parameters = Parameters()
 
 
-def add_label_studio(app: FastAPI, folder: Path) -> None:
-    """Adds the routes to the server of `create_app`; photographs lie in `folder`, and none is ever fetched."""
-    queue: Queue = app.state.queue
+class Event(BaseModel):
+    """What Label Studio reports of a project."""
+
+    action: Any = None
+
+
+def label_studio_routes(queue: Queue, folder: Path) -> APIRouter:
+    """The routes of an ML backend; photographs lie in `folder`, and none is ever fetched."""
     router = APIRouter(prefix=PREFIX, include_in_schema=False)
 
     @router.get("/health")
     async def health() -> Json:
-        if queue.description is None:
+        if not await queue.ready():
             raise Problem(503, "the model is being loaded; connect again in a few seconds", 3)
         return {"status": "UP", "model_class": "refseg"}
 
@@ -83,18 +96,14 @@ def add_label_studio(app: FastAPI, folder: Path) -> None:
 
     @router.post("/setup")
     async def setup(request: Request) -> Json:
-        said = await _read(request, Setup)
-        if said.label_config is not None:
-            _controls(said.label_config)
+        content = await _read(request, Setup)
+        if content.label_config is not None:
+            await _controls(content.label_config)
         return {"model_version": queue.name}
 
     @router.post("/webhook")
     async def webhook(request: Request) -> Json:
-        try:
-            action = (await request.json())["action"]
-        except (ValueError, TypeError, KeyError):
-            action = None
-        if action == "START_TRAINING":
+        if (await _read(request, Event)).action == "START_TRAINING":
             raise Problem(501, "this backend does not train; export the project as COCO and use refseg train")
         return {}
 
@@ -102,27 +111,34 @@ def add_label_studio(app: FastAPI, folder: Path) -> None:
     async def predict(request: Request) -> Json:
         return await _predict_all(queue, request, await _read(request, Predict), folder)
 
-    app.include_router(router)
+    return router
 
 
-async def _predict_all(queue: Queue, request: Request, said: Predict, folder: Path) -> Json:
+async def _predict_all(queue: Queue, request: Request, content: Predict, folder: Path) -> Json:
     """A prediction for each task. Raises Problem if none can be made."""
-    controls = _controls(said.label_config)
-    typed = _typed(said.params.context)
+    if len(content.tasks) > queue.limits.tasks:
+        number = f"{len(content.tasks):,}"
+        raise Problem(422, f"there are {number} tasks and the limit is {queue.limits.tasks}; select fewer")
+    controls = await _controls(content.label_config)
+    typed = _typed(content.params.context)
+    most = max(len(typed or control.labels) for control in controls)
+    if most > queue.limits.expressions:
+        raise Problem(422, f"there are {most} labels and the limit is {queue.limits.expressions}; use fewer")
     at_once = asyncio.Semaphore(queue.limits.batch)  # no more photographs in memory than are computed together
 
-    async def one(task: Task) -> Json | Problem:
+    async def prediction(task: Task) -> Json | Problem:
         async with at_once:
             try:
                 return await _predict(queue, request, task.data, controls, typed, folder)
             except Problem as fault:
-                logger.warning("a task of Label Studio was not answered: %s", fault.detail)
                 return fault
 
-    outcomes = await asyncio.gather(*map(one, said.tasks))
+    outcomes = await asyncio.gather(*map(prediction, content.tasks))
     refusals = [outcome for outcome in outcomes if isinstance(outcome, Problem)]
     if refusals and len(refusals) == len(outcomes):
         raise refusals[0]
+    for refusal in refusals:
+        logger.warning("a task of Label Studio was not answered: %s", refusal.detail)
     # Label Studio pairs answers with tasks by their number: a task without one gets an empty prediction.
     empty: Json = {"result": [], "score": 0.0}
     results = [empty if isinstance(outcome, Problem) else outcome for outcome in outcomes]
@@ -138,16 +154,15 @@ async def _predict(
         asked = list(control.labels.items())
         if typed:
             asked = [(next(iter(control.labels)), expression) for expression in typed]
-        if len(asked) > queue.limits.expressions:
-            raise Problem(422, f"there are {len(asked)} labels and the limit is {queue.limits.expressions}; use fewer")
         photo = await asyncio.to_thread(_photo, data.get(control.key), folder, queue.limits)
         question = Question(
             photo_id=hashlib.sha256(photo).hexdigest(),
             photo=photo,
             expressions=tuple(expression for _, expression in asked),
             form="rle" if control.kind == "brushlabels" else "polygons",
+            deadline=request.state.deadline,
         )
-        answer = await queue.ask(question, request.is_disconnected, request.state.deadline)
+        answer = await queue.ask(question, request.is_disconnected)
         results = json.loads(answer.content)["results"]
         labels = [label for label, _ in asked]
         regions += await asyncio.to_thread(_regions, control, labels, results)
@@ -170,22 +185,23 @@ def _regions(control: Control, labels: list[str], results: list[Json]) -> list[J
 
 def _typed(context: Context | None) -> list[str]:
     """The sentences that an annotator typed into a TextArea: they stand for the labels' own expressions."""
-    entries = context.result if context else []
-    texts = [entry.get("value", {}).get("text", []) for entry in entries if entry.get("type") == "textarea"]
-    return [text for each in texts for text in ([each] if isinstance(each, str) else each) if text.strip()]
+    values = [entry.value for entry in context.result if entry.type == "textarea"] if context else []
+    texts = [value.get("text") for value in values if isinstance(value, dict)]
+    lines = [line for text in texts for line in (text if isinstance(text, list) else [text])]
+    return [line for line in lines if isinstance(line, str) and line.strip()]
 
 
-def _photo(said: object, folder: Path, limits: Limits) -> bytes:
+def _photo(address: object, folder: Path, limits: Limits) -> bytes:
     """A photograph's bytes. Raises Problem."""
-    if not isinstance(said, str) or not said:
+    if not isinstance(address, str) or not address:
         raise Problem(422, "the task has no photograph where the Image tag says; look at its value")
-    if said.startswith("data:"):
+    if address.startswith("data:"):
         try:
-            return base64.b64decode(said.partition(",")[2], validate=True)
+            return base64.b64decode(address.partition(",")[2], validate=True)
         except (binascii.Error, ValueError):
             raise Problem(422, "the photograph's data: address is not base64; encode the file's bytes") from None
     try:
-        path = find_photo(said, folder)
+        path = find_photo(address, folder)
         if path.stat().st_size > limits.upload_bytes:
             raise Problem(413, "the photograph's file is larger than the limit of --max-upload; scale it down first")
         return path.read_bytes()
@@ -195,17 +211,17 @@ def _photo(said: object, folder: Path, limits: Limits) -> bytes:
         raise Problem(422, f"the photograph cannot be read ({fault.strerror}); check its permissions") from None
 
 
-def _controls(config: str) -> list[Control]:
+async def _controls(config: str) -> list[Control]:
     try:
-        return read_config(config)
+        return await asyncio.to_thread(read_config, config)
     except RefsegError as fault:
         raise Problem(422, str(fault)) from None
 
 
-async def _read(request: Request, schema: type[Said]) -> Said:
+async def _read(request: Request, schema: type[Content]) -> Content:
     try:
-        return schema.model_validate_json(await request.body())
+        return schema.model_validate_json(check_values(await request.body()))
     except ValidationError as fault:
         first = fault.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the body"
+        where = ".".join(map(str, first["loc"]))[:100] or "the body"
         raise Problem(422, f"{where}: {first['msg']}; this address is for Label Studio") from None

@@ -28,37 +28,51 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _PATIENCE = 2
-"""A batch that takes so many times the limit of one request hangs: its process is replaced."""
+"""A batch that takes this many times the limit of one request hangs. Its process is replaced."""
 _PATIENCE_LOADING = 600.0
 """Seconds."""
+_PATIENCE_PING = 2.0
+"""Seconds within which a process that computes nothing says that it is there."""
+_PAUSE = 1.0
+"""Seconds between two attempts to load the model again."""
 
 
 @dataclass(frozen=True)
 class _Waiting:
     question: Question
     gone: Callable[[], Awaitable[bool]]
-    deadline: float
 
 
 class Queue:
-    """Answers questions through one process that holds the model."""
+    """Answers questions through one process that has the model."""
 
-    def __init__(self, load: Callable[[], Segmenter], name: str, limits: Limits, counters: Counters) -> None:
-        """`load` is pickled and called in the process; so is it again after the process died."""
-        self.load, self.name, self.limits, self.counters = load, name, limits, counters
+    def __init__(
+        self,
+        load: Callable[[], Segmenter],
+        name: str,
+        limits: Limits,
+        counters: Counters,
+        on_fault: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`load` is pickled and called in the process, and again whenever the process has died.
+
+        `on_fault` is called if the model cannot be loaded.
+        """
+        self.load, self.name, self.limits, self.counters, self.on_fault = load, name, limits, counters, on_fault
         self.description: dict[str, Any] | None = None
         """The model's, once it answers; None while it is loaded."""
         self.fault: RefsegError | None = None
         """Why the model cannot be loaded."""
-        self.on_fault: Callable[[], None] = lambda: None
         self._pool: ProcessPoolExecutor | None = None
         self._process = 0
+        self._since: float | None = None
+        """When the batch was handed over that the process computes; None if it computes none."""
         self._loading: asyncio.Task[None] | None = None
         self._batcher = _Batcher(self._answer, limits.batch)
 
     def start(self) -> None:
         """Begins to load the model."""
-        self._loading = asyncio.create_task(self._load())
+        self._loading = asyncio.create_task(self._load(again=self.description is not None))
 
     async def stop(self) -> None:
         """Finishes what waits, then ends the process."""
@@ -67,21 +81,32 @@ class Queue:
             self._loading.cancel()
         self._kill()
 
-    async def ask(self, question: Question, gone: Callable[[], Awaitable[bool]], deadline: float) -> Answer:
-        """The answer, if it is there before the deadline; `gone` tells whether anyone still wants it.
+    async def ready(self) -> bool:
+        """Whether the model answers: its process computes and does not hang, or says at once that it is there."""
+        if self.description is None:
+            return False
+        if self._since is not None:
+            return time.monotonic() - self._since < self.limits.seconds
+        try:
+            await self._call(_PATIENCE_PING, os.getpid)
+        except (RuntimeError, TimeoutError):  # it died, or is just being replaced
+            return False
+        return True
 
-        `deadline` is on the clock of `time.monotonic`. Raises Problem.
+    async def ask(self, question: Question, gone: Callable[[], Awaitable[bool]]) -> Answer:
+        """The answer, if it is there before the question's deadline; `gone` tells whether anyone still wants it.
+
+        Raises Problem.
         """
         if self.description is None:
             raise Problem(503, "the model is being loaded; send the request again in a few seconds", 3)
-        task = asyncio.ensure_future(self._batcher.process(_Waiting(question, gone, deadline)))
+        task = asyncio.ensure_future(self._batcher.process(_Waiting(question, gone)))
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             # Shielded: where one request is cancelled, the batcher loses the answers of the others in its batch.
-            answer: Answer = await asyncio.wait_for(asyncio.shield(task), deadline - time.monotonic())
+            answer: Answer = await asyncio.wait_for(asyncio.shield(task), question.deadline - time.monotonic())
         except TimeoutError:
-            slow = f"there was no answer within {self.limits.seconds:g} s; send fewer expressions or try again later"
-            raise Problem(504, slow) from None
+            raise worker.too_late(self.limits) from None
         self.counters.photos.labels("cached" if answer.cached else "encoded").inc()
         return answer
 
@@ -89,7 +114,7 @@ class Queue:
         """One answer for each; called by the batcher, one batch at a time."""
         replies: list[Answer | Problem] = [Problem(408, "nobody waits for this answer any more")] * len(batch)
         now = time.monotonic()
-        wanted = [number for number, each in enumerate(batch) if each.deadline > now and not await each.gone()]
+        wanted = [n for n, waiting in enumerate(batch) if waiting.question.deadline > now and not await waiting.gone()]
         if wanted:
             self.counters.batch.observe(len(wanted))
             for number, reply in zip(wanted, await self._compute([batch[n].question for n in wanted]), strict=True):
@@ -97,10 +122,13 @@ class Queue:
         return replies
 
     async def _compute(self, questions: list[Question]) -> list[Answer | Problem]:
-        if self._loading is not None:
-            await self._loading  # a process that died is being replaced
-        if self.fault is not None:
-            return [Problem(503, "the model cannot be loaded; the server's log says why")] * len(questions)
+        if self._loading is not None:  # a process that died is being replaced
+            patience = max(question.deadline for question in questions) - time.monotonic()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.shield(self._loading), patience)
+        if self.description is None:
+            return [Problem(503, "the model cannot be loaded; the server's log says why", 5)] * len(questions)
+        self._since = time.monotonic()
         try:
             replies, cache = await self._call(_PATIENCE * self.limits.seconds, worker.answer, questions)
         except (BrokenExecutor, TimeoutError):
@@ -108,6 +136,8 @@ class Queue:
             self._replace()
             died = "the process that computed this died; send the request again, or another photograph if that fails"
             return [Problem(503, died, 5)] * len(questions)
+        finally:
+            self._since = None
         self.counters.cached_photos.set(cache["photos"])
         self.counters.cached_bytes.set(cache["bytes"])
         return replies
@@ -116,29 +146,54 @@ class Queue:
         running = asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
         return await asyncio.wait_for(running, patience)
 
-    async def _load(self) -> None:
-        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-        try:
-            self._process = await self._call(_PATIENCE_LOADING, os.getpid)
-            self.description = await self._call(_PATIENCE_LOADING, worker.start, self.load, self.name, self.limits)
-        except RefsegError as fault:
-            self.fault = fault
-        except (BrokenExecutor, TimeoutError):
-            self.fault = RefsegError("the model's process died while it loaded the model; give it more memory")
-        except Exception as fault:  # whatever a device or a library raises
-            logger.error("the model cannot be loaded", exc_info=fault)
-            self.fault = RefsegError(f"the model cannot be loaded ({fault or type(fault).__name__}); try --device cpu")
-        if self.fault is not None:
-            self.on_fault()
+    async def _load(self, again: bool) -> None:
+        """Loads the model; again and again if it has answered before, so that no crash ends the server."""
+        while True:
+            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+            try:
+                self._process = await self._call(_PATIENCE_LOADING, os.getpid)
+                description = await self._call(_PATIENCE_LOADING, worker.start, self.load, self.name, self.limits)
+                self._watch()
+                self.description = description
+                return
+            except RefsegError as fault:
+                reason = fault
+            except (BrokenExecutor, TimeoutError):
+                reason = RefsegError("the model's process died while it loaded the model; give it more memory")
+            except Exception as fault:  # whatever a device or a library raises
+                logger.error("the model cannot be loaded", exc_info=fault)
+                reason = RefsegError(f"the model cannot be loaded ({fault or type(fault).__name__}); try --device cpu")
+            if not again:
+                self.fault = reason
+                self.on_fault()
+                return
+            logger.error("%s; it is tried again", reason)
+            self._kill()
+            await asyncio.sleep(_PAUSE)
+
+    def _watch(self) -> None:
+        """Replaces the process as soon as it dies, even if nothing is asked of it."""
+        loop = asyncio.get_running_loop()
+        child = next((child for child in multiprocessing.active_children() if child.pid == self._process), None)
+        if child is None:
+            raise BrokenExecutor
+
+        def died(pool: ProcessPoolExecutor | None = self._pool) -> None:
+            loop.remove_reader(child.sentinel)
+            if self._pool is pool and self._process and self._since is None:  # else `_compute` notices
+                logger.error("the model's process died; another is started")
+                self._replace()
+
+        loop.add_reader(child.sentinel, died)
 
     def _replace(self) -> None:
-        self.description = None
         self.counters.replaced.inc()
         self._kill()
         self.start()
+        self.description = None
 
     def _kill(self) -> None:
-        """Ends the process, which holds nothing that is worth keeping."""
+        """Ends the process, which has nothing that is worth keeping."""
         if self._process:
             with suppress(ProcessLookupError):
                 os.kill(self._process, signal.SIGKILL)

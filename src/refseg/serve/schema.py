@@ -1,4 +1,4 @@
-"""What a request says: the schema, and the request read against it."""
+"""What a request contains: its schema, and the question that it asks."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from refseg.serve.limits import Limits
 from refseg.serve.problems import Problem
 from refseg.serve.worker import Form, Question
 
+_MAX_VALUES = 400_000
+"""Of a JSON body, by its commas. A million objects take most of a second, in which nobody else is served."""
 _CURES = {
     "photo": "give the file's bytes, in JSON as base64",
     "photo_id": "give the photo_id of an earlier answer, 64 hexadecimal digits",
@@ -143,30 +145,30 @@ async def read(request: Request, schema: type[PhotoRequest], form: Form, limits:
         raise Problem(415, "the text is not in UTF-8; send it in UTF-8 and leave the charset out")
     if kind == b"multipart/form-data":
         fields, photo = await _read_form(request, schema, limits)
-        said = _validated(schema, fields)
+        content = _validated(schema, fields)
     elif kind == b"application/json":
-        said = _validated(schema, _read_json(await request.body()))
-        photo = None if said.photo is None else _from_base64(said.photo)
+        content = _validated(schema, _read_json(await request.body()))
+        photo = None if content.photo is None else _from_base64(content.photo)
     else:
         raise Problem(415, "the content type is not known; send multipart/form-data or application/json")
-    return _question(said, photo, form, limits)
+    return _question(content, photo, form, limits, request.state.deadline)
 
 
-def _question(said: PhotoRequest, photo: bytes | None, form: Form, limits: Limits) -> Question:
-    if (photo is None) == (said.photo_id is None):
+def _question(content: PhotoRequest, photo: bytes | None, form: Form, limits: Limits, deadline: float) -> Question:
+    if (photo is None) == (content.photo_id is None):
         raise Problem(422, "a request is about one photograph; send either photo or the photo_id of an earlier answer")
     expressions: tuple[str, ...] = ()
     threshold = None
-    if isinstance(said, AttentionRequest):
-        expressions = (said.expression,)
-    elif isinstance(said, SegmentRequest):
-        expressions, threshold = tuple(said.expressions), said.threshold
-        form = said.format if form == "rle" else form
+    if isinstance(content, AttentionRequest):
+        expressions = (content.expression,)
+    elif isinstance(content, SegmentRequest):
+        expressions, threshold = tuple(content.expressions), content.threshold
+        form = content.format if form == "rle" else form
     if len(expressions) > limits.expressions:
         few = f"the request has {len(expressions)} expressions and the limit is {limits.expressions}; send several"
         raise Problem(422, few)
-    photo_id = said.photo_id or hashlib.sha256(photo or b"").hexdigest()
-    return Question(photo_id, photo, expressions, threshold, form)
+    photo_id = content.photo_id or hashlib.sha256(photo or b"").hexdigest()
+    return Question(photo_id, photo, expressions, threshold, form, deadline)
 
 
 async def _read_form(
@@ -195,12 +197,19 @@ async def _read_form(
 
 def _read_json(body: bytes) -> dict[str, Any]:
     try:
-        fields = from_json(body)
+        fields = from_json(check_values(body))
     except ValueError as fault:
         raise Problem(422, f"the body is not the JSON that is expected ({fault}); see /openapi.json") from None
     if not isinstance(fields, dict):
         raise Problem(422, "the body is not the JSON that is expected (an object); see /openapi.json")
     return fields
+
+
+def check_values(body: bytes) -> bytes:
+    """The body itself. Raises Problem if it has so many values that reading them would hold up other requests."""
+    if body.count(b",") > _MAX_VALUES:
+        raise Problem(413, f"the body has more than {_MAX_VALUES:,} values; send fewer")
+    return body
 
 
 def _validated(schema: type[PhotoRequest], fields: dict[str, Any]) -> Any:

@@ -1,7 +1,7 @@
-"""The process that holds the model: questions in, answers ready to be sent out.
+"""The process with the model: questions in, answers ready to be sent out.
 
-The functions `start` and `answer` run there, one at a time. A decoder that crashes takes this process with
-it and not the server.
+The functions `start` and `answer` run there, one at a time. A decoder that crashes ends this process and not the
+server.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -17,7 +18,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from refseg.errors import RefsegError
@@ -32,7 +33,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Form = Literal["rle", "png", "polygons", "overlay", "attention", "photo", "displayed"]
-"""How a question is answered; the last two only encode the photograph, and describe it or send it back upright."""
+"""How a question is answered. The last two only encode the photograph, then describe it or send it back upright."""
+
+WEIGHTS: dict[Form, float] = {"rle": 1, "png": 1.5, "polygons": 3, "overlay": 5}
+"""What a pixel costs in each form, for each expression. 1 is about 8 ns of one core; others cost almost nothing."""
+_TOGETHER = 8
+"""The most expressions that are computed before it is asked whether time is left."""
+_MASK_PIXELS = 50_000_000
+"""The most pixels of masks that are in memory at one time, if one mask alone does not have more."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class Question:
     expressions: tuple[str, ...] = ()
     threshold: float | None = None
     form: Form = "rle"
+    deadline: float = math.inf
+    """When nobody waits for the answer any more, on the clock of `time.monotonic`, which processes share."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,8 @@ class _Turn:
     decode: float
     encode: float
     segment: float = 0.0
+    results: list[Any] = field(default_factory=list)
+    refusal: Problem | None = None
 
     @property
     def cached(self) -> bool:
@@ -81,7 +93,7 @@ class _Turn:
 
 
 class LoadedModel:
-    """The segmenter and the photographs that it has encoded, least recently used first."""
+    """The segmenter and the photographs that it has encoded, the least recently used first."""
 
     def __init__(self, segmenter: Segmenter, name: str, limits: Limits) -> None:
         self.segmenter, self.name, self.limits = segmenter, name, limits
@@ -89,13 +101,17 @@ class LoadedModel:
 
     def turn(self, question: Question) -> _Turn:
         """Finds or encodes the photograph. Raises Problem or RefsegError."""
+        if question.deadline <= time.monotonic():
+            raise too_late(self.limits)
         if question.photo_id in self.held:
             self.held.move_to_end(question.photo_id)
-            return _Turn(question, self.held[question.photo_id].encoded, 0.0, 0.0)
+            encoded = self.held[question.photo_id].encoded
+            _check_work(question, *encoded.photo.size, self.limits)
+            return _Turn(question, encoded, 0.0, 0.0)
         if question.photo is None:
-            raise Problem(404, "this photograph is not held, or no longer; send it again as photo")
+            raise Problem(404, "this photograph is not kept, or no longer; send it again as photo")
         start = time.perf_counter()
-        photo = _decode(question.photo, self.limits.pixels)
+        photo = _decode(question, question.photo, self.limits)
         decoded = time.perf_counter()
         encoded = self.segmenter.encode(photo)
         encode = time.perf_counter() - decoded
@@ -103,8 +119,8 @@ class LoadedModel:
         return _Turn(question, encoded, decoded - start, encode)
 
     def _hold(self, photo_id: str, encoded: EncodedPhoto) -> None:
-        levels = sum(level.numel() * level.element_size() for level in encoded.levels)
-        size = 3 * encoded.photo.width * encoded.photo.height + levels
+        levels = sum(level.nbytes for level in encoded.levels)
+        size = 4 * encoded.photo.width * encoded.photo.height + levels  # Pillow keeps 4 bytes of an RGB pixel
         if size > self.limits.cached_bytes:
             return
         self.held[photo_id] = _Held(encoded, size)
@@ -154,49 +170,90 @@ def _die_with_the_server() -> None:
 
 
 def answer(questions: Sequence[Question]) -> tuple[list[Answer | Problem], dict[str, int]]:
-    """One answer or refusal for each question, in their order, and what the cache holds.
+    """One answer or refusal for each question, in their order, and what the cache contains.
 
-    Questions about the same photograph at the same threshold share their batches; a question that is
-    refused leaves the others alone.
+    Photographs are taken one after the other. Questions about the same one at the same threshold share their batches.
+    A question that is refused leaves the others alone.
     """
     assert _model is not None
-    answers: list[Answer | Problem | None] = [None] * len(questions)
-    groups: dict[tuple[str, float | None], list[tuple[int, _Turn]]] = {}
+    answers: dict[int, Answer | Problem] = {}
+    groups: dict[tuple[str, float | None], list[int]] = {}
     for number, question in enumerate(questions):
-        try:
-            _check_expressions(question)
-            turn = _model.turn(question)
-            if question.form in _ALONE:
-                answers[number] = _ALONE[question.form](turn)
-            else:
-                groups.setdefault((question.photo_id, question.threshold), []).append((number, turn))
-        except Exception as fault:
-            answers[number] = _refusal(fault)
+        groups.setdefault((question.photo_id, question.threshold), []).append(number)
     for group in groups.values():
-        for (number, _), reply in zip(group, _segment([turn for _, turn in group]), strict=True):
-            answers[number] = reply
-    return [reply for reply in answers if reply is not None], {"photos": len(_model.held), "bytes": _model.filled}
+        turns: dict[int, _Turn] = {}
+        for number in group:
+            try:
+                _check_expressions(questions[number])
+                turn = _model.turn(questions[number])
+                if turn.question.form in _ALONE:
+                    answers[number] = _ALONE[turn.question.form](turn)
+                else:
+                    turns[number] = turn
+            except Exception as fault:
+                answers[number] = _refusal(fault)
+        if turns:
+            answers |= zip(turns, _segment(list(turns.values())), strict=True)
+    return [answers[number] for number in range(len(questions))], {"photos": len(_model.held), "bytes": _model.filled}
 
 
 def _segment(turns: list[_Turn]) -> list[Answer | Problem]:
-    """The answers to questions about one photograph at one threshold."""
+    """The answers to questions about one photograph at one threshold, some expressions at a time.
+
+    Masks are given their final form as soon as they are there, and a question whose time is over costs no more.
+    """
     assert _model is not None
-    expressions = [expression for turn in turns for expression in turn.question.expressions]
+    encoded, threshold = turns[0].encoded, turns[0].question.threshold
+    asked = [(turn, expression) for turn in turns for expression in turn.question.expressions]
+    together = max(1, min(_TOGETHER, _MASK_PIXELS // (encoded.photo.width * encoded.photo.height)))
     began = time.perf_counter()
-    try:
-        found = iter(_model.segmenter.segment(turns[0].encoded, expressions, threshold=turns[0].question.threshold))
-    except Exception as fault:
-        return [_refusal(fault) for _ in turns]
+    for start in range(0, len(asked), together):
+        for turn in turns:
+            if turn.question.deadline <= time.monotonic():
+                turn.refusal = turn.refusal or too_late(_model.limits)
+        wanted = [(turn, expression) for turn, expression in asked[start : start + together] if turn.refusal is None]
+        if wanted:
+            _add_results(wanted, encoded, threshold)
     seconds = time.perf_counter() - began
-    replies: list[Answer | Problem] = []
-    for turn in turns:
-        turn.segment = seconds
-        mine = [next(found) for _ in turn.question.expressions]
+    return [_finished(turn, seconds) for turn in turns]
+
+
+def _add_results(wanted: list[tuple[_Turn, str]], encoded: EncodedPhoto, threshold: float | None) -> None:
+    assert _model is not None
+    try:
+        found = _model.segmenter.segment(encoded, [expression for _, expression in wanted], threshold=threshold)
+    except Exception as fault:
+        for turn, _ in wanted:
+            turn.refusal = _refusal(fault)
+        return
+    for (turn, _), segmentation in zip(wanted, found, strict=True):
         try:
-            replies.append(_overlay(turn, mine) if turn.question.form == "overlay" else _results(turn, mine))
+            turn.results.append(_result(turn.question.form, segmentation))
         except Exception as fault:
-            replies.append(_refusal(fault))
-    return replies
+            turn.refusal = _refusal(fault)
+
+
+def _result(form: Form, segmentation: Segmentation) -> Any:
+    """What a mask becomes in an answer; an overlay is drawn when all are there."""
+    if form == "overlay":
+        return segmentation
+    result = segmentation.to_dict()
+    if form != "rle":
+        del result["rle"]
+        result[form] = _png(segmentation) if form == "png" else segmentation.to_polygons()
+    return result
+
+
+def _finished(turn: _Turn, seconds: float) -> Answer | Problem:
+    turn.segment = seconds
+    try:
+        if turn.refusal is not None:
+            return turn.refusal
+        if turn.question.form == "overlay":
+            return _overlay(turn)
+        return Answer(_json({**_head(turn), "results": turn.results}), cached=turn.cached)
+    except Exception as fault:
+        return _refusal(fault)
 
 
 def _check_expressions(question: Question) -> None:
@@ -210,8 +267,8 @@ def _check_expressions(question: Question) -> None:
             raise Problem(422, f"{which}{fault}") from None
 
 
-def _decode(content: bytes, pixels: float) -> Image.Image:
-    """The photograph as displayed. Raises Problem 413 by the header alone, and RefsegError."""
+def _decode(question: Question, content: bytes, limits: Limits) -> Image.Image:
+    """The photograph as displayed. Raises Problem 413 by its header, before it is decoded, and RefsegError."""
     from PIL import Image
 
     from refseg.photo import FORMATS, read_photo
@@ -220,16 +277,35 @@ def _decode(content: bytes, pixels: float) -> Image.Image:
         with Image.open(io.BytesIO(content), formats=FORMATS) as header:
             width, height = header.size
     except Image.DecompressionBombError:
-        raise Problem(413, _too_many("more", pixels)) from None
+        raise Problem(413, _too_many("more", limits.pixels)) from None
     except Exception:  # read_photo says what is wrong
         width = height = 0
-    if width * height > pixels:
-        raise Problem(413, _too_many(f"{width}×{height}", pixels))
+    if width * height > limits.pixels:
+        raise Problem(413, _too_many(f"{width}×{height}", limits.pixels))
+    _check_work(question, width, height, limits)
     return read_photo(content)
 
 
 def _too_many(size: str, pixels: float) -> str:
     return f"the photograph has {size} pixels and the limit is {pixels / 1_000_000:g} million; scale it down first"
+
+
+def _check_work(question: Question, width: int, height: int, limits: Limits) -> None:
+    """Raises Problem 413 if an answer would cost more than one request may."""
+    each = width * height * WEIGHTS.get(question.form, 0)
+    if each * len(question.expressions) > limits.work:
+        most = int(limits.work // each)
+        cure = f"send at most {most} at once, or a smaller photograph" if most else "scale it down first"
+        raise Problem(
+            413,
+            f"{len(question.expressions)} expressions about {width}×{height} pixels, answered as {question.form}, "
+            f"are too much for one request; {cure}",
+        )
+
+
+def too_late(limits: Limits) -> Problem:
+    """The refusal of a question whose time is over."""
+    return Problem(504, f"there was no answer within {limits.seconds:g} s; send fewer expressions or try again later")
 
 
 def _refusal(fault: Exception) -> Problem:
@@ -273,18 +349,6 @@ def _attention(turn: _Turn) -> Answer:
     return Answer(_json({**_head(turn), "words": words}), cached=turn.cached)
 
 
-def _results(turn: _Turn, found: list[Segmentation]) -> Answer:
-    form = turn.question.form
-    results = []
-    for segmentation in found:
-        result = segmentation.to_dict()
-        if form != "rle":
-            del result["rle"]
-            result[form] = _png(segmentation) if form == "png" else segmentation.to_polygons()
-        results.append(result)
-    return Answer(_json({**_head(turn), "results": results}), cached=turn.cached)
-
-
 def _png(segmentation: Segmentation) -> str:
     """The mask as a file, 1 bit a pixel, in base64."""
     from PIL import Image
@@ -294,10 +358,10 @@ def _png(segmentation: Segmentation) -> str:
     return base64.b64encode(content.getvalue()).decode()
 
 
-def _overlay(turn: _Turn, found: list[Segmentation]) -> Answer:
+def _overlay(turn: _Turn) -> Answer:
     from refseg.segmentation import overlay
 
-    return _picture(turn, overlay(turn.encoded.photo, found))
+    return _picture(turn, overlay(turn.encoded.photo, turn.results))
 
 
 def _displayed(turn: _Turn) -> Answer:

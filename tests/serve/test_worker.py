@@ -1,0 +1,116 @@
+"""The model's process on a batch: work is bounded, time that is over costs nothing, masks do not pile up."""
+
+from __future__ import annotations
+
+import json
+import time
+from types import SimpleNamespace
+
+import pytest
+from local_server import photo
+
+from refseg.segmenter import load
+from refseg.serve import Limits, worker
+from refseg.serve.problems import Problem
+from refseg.serve.worker import Question
+
+SENTENCES = ("the dog", "a blue cup", "the red bag on the left", "the small white cat behind the man") * 6
+
+
+@pytest.fixture(scope="module")
+def segmenter(tiny_model):
+    return load(tiny_model, device="cpu")
+
+
+@pytest.fixture
+def ask(segmenter, monkeypatch):
+    """Answers questions about photographs of 40×48 pixels; `ask.batches` are the expressions computed together."""
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(segmenter, name)
+
+        def segment(self, encoded, expressions, **options):
+            ask.batches.append(len(expressions))
+            return segmenter.segment(encoded, expressions, **options)
+
+    def ask(*questions, **limits):
+        ask.batches = []
+        monkeypatch.setattr(worker, "_model", worker.LoadedModel(Watched(), "tiny", Limits(**limits)))
+        return worker.answer(questions)[0]
+
+    return ask
+
+
+def results(answer):
+    return json.loads(answer.content)["results"]
+
+
+class TestWork:
+    @pytest.mark.parametrize(("form", "most"), [("rle", 20), ("png", 13), ("polygons", 6), ("overlay", 4)])
+    def test_each_form_has_its_weight(self, ask, form, most):
+        work = 40 * 48 * 20
+        fits, over = (Question("a", photo(), SENTENCES[:count], form=form) for count in (most, most + 1))
+        assert not isinstance(ask(fits, work=work)[0], Problem)
+        refused, kept = ask(over, fits, work=work)
+        assert refused.status == 413 and f"send at most {most} at once" in refused.detail
+        assert not isinstance(kept, Problem) and len(ask.batches) == -(-most // 8)
+
+    def test_a_photograph_that_is_too_large_for_one_expression_is_to_be_scaled(self, ask):
+        (refused,) = ask(Question("a", photo(), ("the dog",)), work=1900)
+        assert refused.detail.endswith("scale it down first") and ask.batches == []
+
+    def test_a_kept_photograph_is_bounded_alike(self, ask):
+        kept, refused = ask(Question("a", photo(), ("the dog",)), Question("a", None, SENTENCES), work=40 * 48 * 19)
+        assert not isinstance(kept, Problem) and refused.status == 413
+
+    def test_what_costs_no_pixels_is_not_bounded(self, ask):
+        questions = [Question("a", photo(), form="photo"), Question("a", photo(), form="displayed")]
+        assert not [answer for answer in ask(*questions, work=1) if isinstance(answer, Problem)]
+
+    def test_the_bound_admits_what_the_page_and_the_documentation_ask(self):
+        """32 expressions of a telephone's photograph as run lengths, and the picture of one of 50 megapixels."""
+        for size, count, form in ((12_000_000, 32, "rle"), (12_000_000, 6, "overlay"), (50_000_000, 1, "overlay")):
+            assert size * count * worker.WEIGHTS[form] <= Limits().work
+
+
+class TestTime:
+    @pytest.fixture(autouse=True)
+    def clock(self, monkeypatch, segmenter):
+        """Each call of the network takes a second."""
+        clock = SimpleNamespace(monotonic=lambda: clock.now, perf_counter=time.perf_counter, now=0.0)
+        segment = type(segmenter).segment
+
+        def slow(*arguments, **options):
+            clock.now += 1
+            return segment(*arguments, **options)
+
+        monkeypatch.setattr(worker, "time", clock)
+        monkeypatch.setattr(type(segmenter), "segment", slow)
+
+    def test_a_question_whose_time_is_over_costs_no_more(self, ask):
+        (answer,) = ask(Question("a", photo(), SENTENCES, deadline=1.5))
+        assert answer.status == 504 and ask.batches == [8, 8]
+
+    def test_its_neighbours_are_answered(self, ask):
+        hurried, patient = (Question("a", photo(), SENTENCES[:9], deadline=deadline) for deadline in (0.5, 9))
+        alone = results(ask(patient)[0])
+        late, answer = ask(hurried, patient)
+        assert late.status == 504 and results(answer) == alone
+        assert sum(ask.batches) < 18
+
+    def test_nothing_is_encoded_after_the_time(self, ask, monkeypatch, segmenter):
+        monkeypatch.setattr(type(segmenter), "encode", lambda *_: pytest.fail("encoded"))
+        (answer,) = ask(Question("a", photo(), ("the dog",), deadline=0))
+        assert answer.status == 504 and ask.batches == []
+
+
+@pytest.mark.parametrize("form", ["rle", "png", "polygons"])
+def test_masks_do_not_pile_up(ask, monkeypatch, form):
+    """Of a large photograph few are in memory at one time, and the answer is the same."""
+    question = Question("a", photo(), SENTENCES[:9], form=form)
+    together = results(ask(question)[0])
+    assert ask.batches == [8, 1]
+    for pixels, batches in ((1, [1] * 9), (2 * 40 * 48, [2, 2, 2, 2, 1])):
+        monkeypatch.setattr(worker, "_MASK_PIXELS", pixels)
+        assert results(ask(question)[0]) == together and ask.batches == batches
