@@ -41,6 +41,10 @@ class Encoded:
     photo: Path
 
 
+def answer_of(mask, found=None):
+    return SimpleNamespace(mask=mask, score=None, found=found)
+
+
 class ColumnSegmenter:
     """Answers the expression "5" with the first five columns."""
 
@@ -48,7 +52,7 @@ class ColumnSegmenter:
         self.size = size
         self.unreadable = unreadable
         self.encoded = []
-        self.image_size, self.threshold = 64, 0.5
+        self.image_size, self.threshold, self.refine = 64, 0.5, None
 
     def encode(self, photo):
         self.encoded.append(photo.name)
@@ -58,7 +62,10 @@ class ColumnSegmenter:
 
     def segment(self, encoded, expressions):
         assert len(expressions) <= 32
-        return [SimpleNamespace(mask=mask_of(int(expression), self.size)) for expression in expressions]
+        return [answer_of(mask_of(int(expression), self.size)) for expression in expressions]
+
+    def mask_logits(self, encoded, expressions):
+        """It has nothing but masks."""
 
 
 ROWS = [
@@ -176,7 +183,7 @@ def test_text_admits_a_threshold_that_the_protocol_does_not_use():
     assert "decided at 0.5 " in evaluate(segmenter, ROWS, progress=False).to_text()
     segmenter.threshold = 0.35
     assert "decided at 0.35 where the protocol says 0.5" in evaluate(segmenter, ROWS, progress=False).to_text()
-    del segmenter.threshold
+    segmenter.threshold = None
     assert "decided by the segmenter" in evaluate(segmenter, ROWS, progress=False).to_text()
 
 
@@ -215,7 +222,7 @@ class LogitSegmenter(ColumnSegmenter):
         return logits
 
     def segment(self, encoded, expressions):
-        return [SimpleNamespace(mask=mask_of(int(e), self.size), found=e != "3") for e in expressions]
+        return [answer_of(mask_of(int(e), self.size), found=e != "3") for e in expressions]
 
 
 def test_other_protocols_decide_the_logits_themselves():
@@ -276,13 +283,12 @@ def test_only_cris_undoes_the_letterbox_of_a_network():
     size = (50, 100)  # in the middle half of the square
     rows = [Row(Path("a.png"), 1, *size, "5", encode_mask(mask_of(50, size)))]
     segmenter = LogitSegmenter(size)
-    segmenter.letterbox = True
     for protocol in (LAVT, SHNET, GRES):
-        pixels = evaluate(segmenter, rows, progress=False, protocol=protocol).overall.pixels[0]
+        pixels = evaluate(segmenter, rows, progress=False, protocol=protocol, letterbox=True).overall.pixels[0]
         assert pixels.prediction == protocol.bring(mask_of(5, size), 64).sum()  # its masks are scored
     middle = CRIS.decide(segmenter.mask_logits(None, ["5"]), size, 64, letterbox=True)
-    assert evaluate(segmenter, rows, progress=False, protocol=CRIS).overall.pixels[0].prediction == middle.sum()
-    del segmenter.letterbox
+    undone = evaluate(segmenter, rows, progress=False, protocol=CRIS, letterbox=True).overall.pixels[0]
+    assert undone.prediction == middle.sum()
     plain = evaluate(segmenter, rows, progress=False, protocol=CRIS).overall.pixels[0]
     assert plain.prediction == CRIS.decide(segmenter.mask_logits(None, ["5"]), size, 64).sum() != middle.sum()
 
@@ -295,7 +301,7 @@ def test_a_photograph_of_another_size_is_skipped_under_every_protocol():
 
 def test_shnet_needs_to_know_the_input():
     segmenter = ColumnSegmenter()
-    del segmenter.image_size
+    segmenter.image_size = None
     with pytest.raises(RefsegError, match="half the network's input"):
         evaluate(segmenter, ROWS, progress=False, protocol=SHNET)
 

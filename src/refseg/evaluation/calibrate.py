@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +22,7 @@ from refseg.errors import RefsegError
 from refseg.evaluation.protocols import NATIVE, count_pixels
 from refseg.evaluation.scores import Scores, calibration_error
 from refseg.files import whole
-
-if TYPE_CHECKING:
-    from refseg.segmenter import Segmenter
+from refseg.segmenter import Segmenter
 
 logger = logging.getLogger(__name__)
 
@@ -95,11 +92,11 @@ def fit_calibration(segmenter: Segmenter, rows: Iterable[Row], *, seed: int = 0,
         by_set[row.split].append(row)
     protocol = replace(NATIVE, threshold=segmenter.threshold)
     photographs = list(by_photograph(rows))
-    for number, own in enumerate(tqdm(photographs, unit="photo", disable=None if progress else True)):
-        here = draw.sample(own, min(PER_PHOTO, len(own)))
-        asked = here + absent_rows(own, by_set[own[0].split], PER_PHOTO, draw)
+    for number, photo_rows in enumerate(tqdm(photographs, unit="photo", disable=None if progress else True)):
+        here = draw.sample(photo_rows, min(PER_PHOTO, len(photo_rows)))
+        asked = here + absent_rows(photo_rows, by_set[photo_rows[0].split], PER_PHOTO, draw)
         try:
-            encoded = segmenter.encode(own[0].image)
+            encoded = segmenter.encode(photo_rows[0].image)
         except RefsegError as fault:
             logger.warning("skipped: %s", fault)
             continue
@@ -117,15 +114,15 @@ def fit_calibration(segmenter: Segmenter, rows: Iterable[Row], *, seed: int = 0,
     return _fit(np.array(values), np.array(ious), np.array(present), np.array(photo_of), seed)
 
 
-def absent_rows(own: Sequence[Row], others: Sequence[Row], count: int, draw: random.Random) -> list[Row]:
-    """Up to `count` of the `others` that describe what is not in the photograph of `own`.
+def absent_rows(present_rows: Sequence[Row], others: Sequence[Row], count: int, draw: random.Random) -> list[Row]:
+    """Up to `count` of the `others` that describe what is not in the photograph of `present_rows`.
 
     An expression is taken if its label has a name, the expression says that name, and the name could mean no label of
     the photograph: "the vehicle" is absent only where there is neither car nor bus. Both should come from one data set,
     for another one may not have annotated what it shows.
     """
-    present = {row.label for row in own if row.label}
-    candidates = [row for row in others if row.label not in present and row.image != own[0].image]
+    present = {row.label for row in present_rows if row.label}
+    candidates = [row for row in others if row.label not in present and row.image != present_rows[0].image]
     draw.shuffle(candidates)
     chosen: list[Row] = []
     for row in candidates:
@@ -137,10 +134,10 @@ def absent_rows(own: Sequence[Row], others: Sequence[Row], count: int, draw: ran
 
 
 def _is_absent(row: Row, present: set[str]) -> bool:
-    said = [name for alone in (True, False) for name in names(row.label, alone)] if row.label else []
-    said = [name for name in (*said, *hypernyms(row.label)) if _says(row.expression, name)]
+    named = [name for alone in (True, False) for name in names(row.label, alone)] if row.label else []
+    named = [name for name in (*named, *hypernyms(row.label)) if _says(row.expression, name)]
     vague = any(_says(row.expression, name) for name in anything())
-    return bool(said) and not vague and not any(name.could_mean(label) for name in said for label in present)
+    return bool(named) and not vague and not any(name.could_mean(label) for name in named for label in present)
 
 
 def _says(expression: str, name: Name) -> bool:
@@ -174,8 +171,8 @@ def _fit(
     fold_of = np.random.default_rng(seed).permutation(len(photographs)) % _FOLDS
     fold = fold_of[np.searchsorted(photographs, photo_of)]
     expected, found = np.zeros(len(values)), np.zeros(len(values), dtype=bool)
-    for own in range(_FOLDS):
-        test = fold == own
+    for held_out in range(_FOLDS):
+        test = fold == held_out
         calibration = _calibrate(values[~test], ious[~test], present[~test])
         expected[test], found[test] = _verdicts(calibration, values[test])
     calibration = _calibrate(values, ious, present)
@@ -245,6 +242,6 @@ def _rounded(weights: Floats) -> tuple[float, ...]:
     return tuple(float(f"{weight:.6g}") for weight in weights)
 
 
-def _correlation(one: Sequence[float], other: Sequence[float]) -> float:
+def _correlation(first: Sequence[float], second: Sequence[float]) -> float:
     with np.errstate(invalid="ignore"):
-        return float(np.corrcoef(one, other)[0, 1])
+        return float(np.corrcoef(first, second)[0, 1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -15,9 +14,7 @@ from refseg.evaluation.plots import INK, draw_bars, draw_precision, draw_reliabi
 from refseg.evaluation.report import Report, Scored
 from refseg.evaluation.scores import Scores
 from refseg.segmentation import Segmentation, overlay
-
-if TYPE_CHECKING:
-    from refseg.segmenter import Segmenter
+from refseg.segmenter import Segmenter
 
 _COLUMNS = 4
 _TILE, _GAP, _LINE = 300, 18, 27
@@ -73,14 +70,14 @@ def contact_sheet(report: Report, segmenter: Segmenter, rows: Sequence[Row], eac
     tiles = [[_tile(report, segmenter, rows[a.row], a) for a in chosen] for _, chosen in sections]
     width = _GAP + each * (2 * _TILE + _GAP)
     heading = 2 * _LINE
-    heights = [max(tile.height for tile in own) for own in tiles]
+    heights = [max(tile.height for tile in tiles_of_row) for tiles_of_row in tiles]
     sheet = Image.new("RGB", (width, sum(heights) + len(tiles) * (heading + _GAP) + _GAP), _PAPER)
     draw = ImageDraw.Draw(sheet)
     top = _GAP
-    for (title, _), own, height in zip(sections, tiles, heights, strict=True):
+    for (title, _), tiles_of_row, height in zip(sections, tiles, heights, strict=True):
         draw.text((_GAP, top), title, _TEXT, ImageFont.load_default(30))
         top += heading
-        for number, tile in enumerate(own):
+        for number, tile in enumerate(tiles_of_row):
             sheet.paste(tile, (_GAP + number * (2 * _TILE + _GAP), top))
         top += height + _GAP
     return sheet
@@ -96,7 +93,7 @@ def _choose(report: Report, each: int) -> list[tuple[str, list[Scored]]]:
     taken: set[str] = set()
     middle = [answers[place] for place in around]
     sections = (("The best", answers), ("The worst, the most confident first", answers[::-1]), ("The middle", middle))
-    best, worst, between = (_one_each(own, each, taken) for _, own in sections)
+    best, worst, between = (_one_each(candidates, each, taken) for _, candidates in sections)
     return [("The best", best), ("The middle", between), (sections[1][0], worst)]
 
 

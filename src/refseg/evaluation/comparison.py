@@ -60,7 +60,10 @@ def bootstrap(
     for above, below in ((0, 1), (2, 3)):
         with np.errstate(invalid="ignore", divide="ignore"):
             values = [
-                np.mean([(draws @ own[:, above]) / (draws @ own[:, below]) for own in side], axis=0) for side in sums
+                np.mean(
+                    [(draws @ sums_of_run[:, above]) / (draws @ sums_of_run[:, below]) for sums_of_run in side], axis=0
+                )
+                for side in sums
             ]
         change = values[1] - values[0]
         if below == 1 and not reference.protocol.overall:
@@ -92,11 +95,11 @@ def _by_photograph(report: Report, rows: dict[int, str], by: str, member: str) -
     sums: dict[str, list[float]] = {}
     for answer in report.answers:
         if answer.row in rows and answer.members()[by] == member:
-            own = sums.setdefault(rows[answer.row], [0.0, 0.0, 0.0, 0.0])
+            totals = sums.setdefault(rows[answer.row], [0.0, 0.0, 0.0, 0.0])
             iou = scores.iou(answer.pixels)
             if not math.isnan(iou):
                 for place, value in enumerate((*scores.pair(answer.pixels), iou, 1.0)):
-                    own[place] += value
+                    totals[place] += value
     return np.array([sums[name] for name in sorted(sums)])
 
 
@@ -213,7 +216,9 @@ def to_csv(rows: Sequence[Runs], by: str = "all") -> str:
         report = line.runs.reports[0]
         notes = [report.protocol.name, report.data, report.fingerprint, report.seed, report.version, line.runs.model]
         notes += [report.image_size, report.threshold, by, line.member, len(line.scores)]
-        shares = [number for own in (line.overall, line.mean) for number in (float(np.mean(own)), _deviation(own))]
+        shares = [
+            number for values in (line.overall, line.mean) for number in (float(np.mean(values)), _deviation(values))
+        ]
         shares += [*line.precision, line.empty]
         changes = [number for interval in line.intervals for number in interval] if line.intervals else [math.nan] * 6
         writer.writerow([*notes, *map(_exact, shares), line.scores[0].count, *map(_exact, changes)])
@@ -231,14 +236,16 @@ def _tables(rows: Sequence[Runs], by: str) -> Iterator[list[_Line]]:
     alike: dict[tuple[str, str], list[Runs]] = {}
     for runs in rows:
         alike.setdefault((runs.reports[0].protocol.name, runs.reports[0].fingerprint), []).append(runs)
-    for own in alike.values():
+    for models in alike.values():
         lines = []
-        members = [[report.scores.get(by, {}) for report in runs.reports] for runs in own]
-        for runs, scores in zip(own, members, strict=True):
+        members = [[report.scores.get(by, {}) for report in runs.reports] for runs in models]
+        for runs, scores in zip(models, members, strict=True):
             for member in scores[0]:
                 known = member in members[0][0]
-                interval = bootstrap(own[0].reports, runs.reports, member, by) if runs is not own[0] and known else None
+                interval = (
+                    bootstrap(models[0].reports, runs.reports, member, by) if runs is not models[0] and known else None
+                )
                 lines.append(_Line(runs, member, [each[member] for each in scores if member in each], interval))
         if not lines:
-            raise RefsegError(f"{own[0].model}: no expression of the data belongs to a {by}; leave --by out")
+            raise RefsegError(f"{models[0].model}: no expression of the data belongs to a {by}; leave --by out")
         yield lines

@@ -32,26 +32,48 @@ Numbered = tuple[int, Row]
 
 
 class Answer(typing.Protocol):
-    """What scoring needs of a `Segmentation`; its `score` and `found` are taken along where it has them."""
+    """What scoring needs of a `Segmentation`."""
 
     @property
     def mask(self) -> Mask:
         """(H, W) bool at the photograph's own size."""
 
+    @property
+    def score(self) -> float | None:
+        """How sure the model is of the mask, 0..1; None where it does not say."""
 
-class Answers(typing.Protocol):
-    """What scoring needs of a `Segmenter`; a yardstick or another model may stand in for it.
+    @property
+    def found(self) -> bool | None:
+        """Whether the referent is there at all; None where the model does not say."""
 
-    With `mask_logits` and `image_size`, the protocols other than `native` score probabilities. Otherwise they score
-    masks. A network that sees photographs letterboxed says so by `letterbox = True`. Then only the protocol `cris`,
-    which undoes that, scores its probabilities.
-    """
+
+class Answering(typing.Protocol):
+    """What answers expressions about a photograph: a `Segmenter`, or a yardstick in its place."""
 
     def encode(self, photo: Any, /) -> Any:
         """Raises RefsegError for a photograph that cannot be read."""
 
     def segment(self, encoded: Any, expressions: list[str], /) -> Sequence[Answer]:
         """One answer per expression, in order."""
+
+
+class Scorable(Answering, typing.Protocol):
+    """What scoring needs of a `Segmenter`; another model may stand in for it."""
+
+    @property
+    def image_size(self) -> int | None:
+        """Side of the square network input, in pixels; the protocol `shnet` needs it, the others do without."""
+
+    @property
+    def threshold(self) -> float | None:
+        """The probability at which masks were decided; None where that is not known."""
+
+    @property
+    def refine(self) -> Any:
+        """What changes probabilities before they are decided: then masks are scored under every protocol. Or None."""
+
+    def mask_logits(self, encoded: Any, expressions: list[str], /) -> Any:
+        """(E, 1, h, w) float32 over the network's square; None where there is nothing but masks."""
 
 
 class Decided(NamedTuple):
@@ -67,7 +89,7 @@ Method = Callable[[list[Numbered]], Iterable[Decided]]
 
 
 def evaluate(
-    segmenter: Answers,
+    segmenter: Scorable,
     rows: Iterable[Row],
     progress: bool = True,
     max_photos: int | None = None,
@@ -77,6 +99,7 @@ def evaluate(
     protocol: Protocol = NATIVE,
     seed: int = 0,
     share: bool = False,
+    letterbox: bool = False,
 ) -> Report:
     """Answers every row and scores the answers.
 
@@ -85,26 +108,24 @@ def evaluate(
     `max_photos` takes that many photographs, evenly spread over all of them. A photograph that cannot be
     read, or is not as large as its rows say, is logged and skipped, and its expressions count as skipped.
     `share` divides the photographs among the processes of torchrun; each gets the whole report.
+    `letterbox`: the network sees photographs letterboxed. Then of the protocols that decide mask logits only `cris`,
+    which undoes that, does so; the others score masks.
     Raises RefsegError if there are no rows or not one photograph could be scored.
     """
-    image_size = getattr(segmenter, "image_size", None)
-    refined = getattr(segmenter, "refine", None) is not None  # then the masks alone are what a user gets
-    plain = protocol.bicubic or not getattr(segmenter, "letterbox", False)
-    probabilities = protocol is not NATIVE and hasattr(segmenter, "mask_logits") and plain and not refined
+    image_size = segmenter.image_size
     if protocol.square == "half" and image_size is None:
         raise RefsegError(f"the protocol {protocol.name} scores at half the network's input; give its image_size")
-    report = Report(
-        model,
-        data,
-        protocol,
-        image_size,
-        protocol.threshold if probabilities else getattr(segmenter, "threshold", None),
-        version("refseg"),
-        seed,
-    )
+    by_logits = protocol is not NATIVE and segmenter.refine is None and (protocol.bicubic or not letterbox)
+    report = Report(model, data, protocol, image_size, segmenter.threshold, version("refseg"), seed)
 
     def answer(rows: list[Numbered]) -> Iterator[Decided]:
-        return _answers(segmenter, [row for _, row in rows], protocol, image_size or 0, probabilities)
+        encoded = segmenter.encode(rows[0][1].image)
+        for start in range(0, len(rows), _CHUNK):
+            chunk = [row for _, row in rows[start : start + _CHUNK]]
+            logits = segmenter.mask_logits(encoded, [row.expression for row in chunk]) if by_logits else None
+            if logits is not None:
+                report.threshold = protocol.threshold
+            yield from _decide(segmenter, encoded, chunk, protocol, logits, image_size or 0, letterbox)
 
     return score(report, rows, answer, progress=progress, max_photos=max_photos, share=share)
 
@@ -125,10 +146,8 @@ def score(
     quiet = None if progress and rank == 0 else True
     for photo_rows in tqdm(photographs[rank::processes], desc="photographs", unit="photo", disable=quiet):
         try:
-            decided = list(answer(photo_rows))
-            report.answers += [
-                _scored(report, number, row, one) for (number, row), one in zip(photo_rows, decided, strict=True)
-            ]
+            for (number, row), decided in zip(photo_rows, list(answer(photo_rows)), strict=True):
+                report.answers.append(_scored(report, number, row, decided))
         except RefsegError as fault:
             logger.warning("skipped: %s", fault)
             report.problems.append(str(fault))
@@ -167,26 +186,32 @@ def _fingerprint(photographs: list[list[Numbered]]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _answers(
-    segmenter: Any, rows: list[Row], protocol: Protocol, image_size: int, probabilities: bool
+def _decide(
+    segmenter: Scorable,
+    encoded: Any,
+    rows: list[Row],
+    protocol: Protocol,
+    logits: Any,
+    image_size: int,
+    letterbox: bool,
 ) -> Iterator[Decided]:
-    """The answers to all rows of one photograph. Raises RefsegError where the rows are about another one."""
-    encoded = segmenter.encode(rows[0].image)
-    letterbox = getattr(segmenter, "letterbox", False)
-    for start in range(0, len(rows), _CHUNK):
-        chunk = rows[start : start + _CHUNK]
-        expressions = [row.expression for row in chunk]
-        logits = segmenter.mask_logits(encoded, expressions) if probabilities else None
-        needed = logits is None or protocol.no_target
-        answered = segmenter.segment(encoded, expressions) if needed else [None] * len(chunk)
-        for number, (row, one) in enumerate(zip(chunk, answered, strict=True)):
-            _check_size(row, encoded.size if one is None else one.mask.shape)
-            if logits is None:
-                mask = protocol.bring(one.mask, image_size)
-            else:  # one at a time, because of the memory that photographs of full size take
-                answer = logits[number : number + 1]
-                mask = protocol.decide(answer, (row.height, row.width), image_size, letterbox=letterbox)[0]
-            yield Decided(mask, getattr(one, "score", None), getattr(one, "found", None))
+    """The answers to some rows of one photograph, by their mask logits where there are any.
+
+    Raises RefsegError where the rows are about another photograph.
+    """
+    answers: Sequence[Answer] = []
+    if logits is None or protocol.no_target:
+        answers = segmenter.segment(encoded, [row.expression for row in rows])
+    for number, row in enumerate(rows):
+        answer = answers[number] if answers else None
+        _check_size(row, encoded.size if answer is None else answer.mask.shape)
+        if logits is None:
+            assert answer is not None
+            mask = protocol.bring(answer.mask, image_size)
+        else:  # one at a time, because of the memory that photographs of full size take
+            size = (row.height, row.width)
+            mask = protocol.decide(logits[number : number + 1], size, image_size, letterbox=letterbox)[0]
+        yield Decided(mask) if answer is None else Decided(mask, answer.score, answer.found)
 
 
 def _check_size(row: Row, size: tuple[int, ...]) -> None:

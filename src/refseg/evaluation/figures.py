@@ -107,9 +107,9 @@ def attention(answer: Segmentation, words: Sequence[str], shares: Shares) -> Fig
     sheet = _Sheet(3)
     _place_whole(sheet, answer, names, maps[:hw].mean(axis=0), shares[hw:, hw:])
     sheet.columns = max(3, _columns(len(words), 5))
-    for number, (name, own) in enumerate(zip(names, maps[hw:], strict=True)):
+    for number, (name, shares_of_word) in enumerate(zip(names, maps[hw:], strict=True)):
         axes = sheet.panel(number % sheet.columns, answer.photo)
-        _show_heat(axes, answer.photo, own)
+        _show_heat(axes, answer.photo, shares_of_word)
         _label(axes, [name])
         if number == 0:
             across = min(len(words), sheet.columns) * (sheet.width + _GAP) - _GAP

@@ -47,11 +47,11 @@ def plot_reliability(scores: Sequence[float], ious: Sequence[float], path: Path)
 def subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, npt.NDArray[Any]]:
     figure = new_figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    for own in axes.flat:
-        own.spines[["top", "right"]].set_visible(False)
-        own.spines[["left", "bottom"]].set_color(_FAINT)
-        own.tick_params(colors=INK, length=0)
-        own.set_axisbelow(True)
+    for panel in axes.flat:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.spines[["left", "bottom"]].set_color(_FAINT)
+        panel.tick_params(colors=INK, length=0)
+        panel.set_axisbelow(True)
     return figure, axes
 
 
@@ -78,7 +78,9 @@ def draw_bars(axes: Any, members: dict[str, Scores], title: str) -> None:
 def draw_precision(axes: Any, groups: dict[str, dict[str, Scores]]) -> None:
     lines = [("all", groups["all"]["all"], _STRONG, 2.4)]
     styles = zip((_SOFT, "#3d9970", "#8a5bb5", "#7a808c"), groups.get("siblings", {}).items(), strict=False)
-    lines += [(f"{name} sibling" if name == "without" else name, own, colour, 1.6) for colour, (name, own) in styles]
+    lines += [
+        (f"{name} sibling" if name == "without" else name, scores, colour, 1.6) for colour, (name, scores) in styles
+    ]
     for name, scores, colour, width in lines:
         precision = scores.precision
         axes.plot(
@@ -99,10 +101,10 @@ def draw_precision(axes: Any, groups: dict[str, dict[str, Scores]]) -> None:
 def draw_reliability(axes: Any, scores: Sequence[float], ious: Sequence[float]) -> None:
     """Dots where scores and IoUs meet; on the diagonal, a score means what it says."""
     bins = reliability(scores, ious)
-    said, reached, shares = (np.array(column) for column in zip(*bins, strict=True))
+    expected, reached, shares = (np.array(column) for column in zip(*bins, strict=True))
     axes.plot([0, 1], [0, 1], "--", color=_FAINT, lw=1.2)
-    axes.vlines(said, np.minimum(said, reached), np.maximum(said, reached), color=_SOFT, lw=2, alpha=0.55)
-    axes.scatter(said, reached, 40 + 900 * shares, color=_STRONG, edgecolor="white", linewidth=1, zorder=3)
+    axes.vlines(expected, np.minimum(expected, reached), np.maximum(expected, reached), color=_SOFT, lw=2, alpha=0.55)
+    axes.scatter(expected, reached, 40 + 900 * shares, color=_STRONG, edgecolor="white", linewidth=1, zorder=3)
     for x, y, share in bins:
         if share >= 0.005:
             axes.annotate(

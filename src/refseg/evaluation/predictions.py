@@ -142,8 +142,8 @@ def _checked(record: dict[str, Any], row: Row, protocol: Protocol, image_size: i
     if not isinstance(rle, dict) or not isinstance(rle.get("counts"), str | list):
         raise RefsegError('it has no mask; give "rle": {"size": [H, W], "counts": "…"}')
     size = rle.get("size")
-    if size not in [list(one) for one in sizes] or not all(type(side) is int for side in size):
-        wanted = " or ".join(str(list(one)) for one in sizes)
+    if size not in [list(allowed) for allowed in sizes] or not all(type(side) is int for side in size):
+        wanted = " or ".join(str(list(allowed)) for allowed in sizes)
         raise RefsegError(f"its mask has the size {size}; give {wanted} (height, width)")
     try:
         rle = encode_segmentation(rle, (size[0], size[1]))

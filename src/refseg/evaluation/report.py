@@ -102,13 +102,13 @@ class Report:
         for answer in self.answers:
             for group, member in answer.members().items():
                 if member:
-                    own = found.setdefault(group, {})
-                    own.setdefault(member, Scores(self.protocol)).pixels.append(answer.pixels)
+                    members = found.setdefault(group, {})
+                    members.setdefault(member, Scores(self.protocol)).pixels.append(answer.pixels)
         sizes = list(SIZES.values())
         in_order = {group: sorted(found[group]) for group in GROUPS if group in found}
         if "size" in in_order:
             in_order["size"].sort(key=sizes.index)
-        return {group: {member: found[group][member] for member in own} for group, own in in_order.items()}
+        return {group: {member: found[group][member] for member in members} for group, members in in_order.items()}
 
     @property
     def splits(self) -> list[str]:
@@ -132,8 +132,8 @@ class Report:
             "skipped": self.skipped,
             "problems": list(self.problems),
             "scores": {
-                group: {member: _numbers(scores) for member, scores in own.items()}
-                for group, own in self.scores.items()
+                group: {member: _numbers(scores) for member, scores in members.items()}
+                for group, members in self.scores.items()
             },
             "answers": self._columns(),
         }
@@ -193,8 +193,8 @@ class Report:
         header = ["", f"% ({self.protocol.name})"]
         header += ["overall IoU", "mean IoU", "P@0.5", "P@0.7", "P@0.9", "empty", "expressions"]
         table = [header]
-        for group, own in self.scores.items():
-            for member, scores in own.items():
+        for group, members in self.scores.items():
+            for member, scores in members.items():
                 table.append(["" if group == "all" else group, member, *_cells(scores)])
         widths = [max(len(line[column]) for line in table) for column in range(len(header))]
         for line in table:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from refseg.data.expressions.generate import mirror_expression
 from refseg.data.table import Row, by_photograph
 from refseg.errors import RefsegError
-from refseg.evaluation.evaluate import Answers
+from refseg.evaluation.evaluate import Answering
 from refseg.masks import iou
 
 
@@ -49,9 +49,9 @@ def swapped_pairs(rows: Iterable[Row]) -> list[tuple[Row, Row]]:
     """
     pairs = []
     for photo_rows in by_photograph(rows):
-        said = {row.expression: row for row in photo_rows}
-        for expression, row in said.items():
-            other = said.get(mirror_expression(expression))
+        by_expression = {row.expression: row for row in photo_rows}
+        for expression, row in by_expression.items():
+            other = by_expression.get(mirror_expression(expression))
             if other is not None and expression < other.expression and row.counts != other.counts:
                 pairs.append((row, other))
     return pairs
@@ -61,7 +61,7 @@ ALL = 100_000
 """More expressions than a photograph allows."""
 
 
-def consistency(segmenter: Answers, rows: Iterable[Row], progress: bool = True) -> Consistency:
+def consistency(segmenter: Answering, rows: Iterable[Row], progress: bool = True) -> Consistency:
     """Asks both sentences of each of the `swapped_pairs`. Raises RefsegError if the rows have none."""
     pairs = swapped_pairs(rows)
     if not pairs:
@@ -70,13 +70,13 @@ def consistency(segmenter: Answers, rows: Iterable[Row], progress: bool = True) 
     for pair in pairs:
         by_image.setdefault(str(pair[0].image), []).append(pair)
     consistent = exact = unmoved = 0
-    for own in tqdm(by_image.values(), desc="left and right", unit="photo", disable=None if progress else True):
-        encoded = segmenter.encode(own[0][0].image)
-        answers = segmenter.segment(encoded, [row.expression for pair in own for row in pair])
-        for (one, other), first, second in zip(own, answers[::2], answers[1::2], strict=True):
-            one_mask, other_mask = one.mask(), other.mask()
-            right = iou(first.mask, one_mask), iou(second.mask, other_mask)
-            wrong = iou(first.mask, other_mask), iou(second.mask, one_mask)
+    for here in tqdm(by_image.values(), desc="left and right", unit="photo", disable=None if progress else True):
+        encoded = segmenter.encode(here[0][0].image)
+        answers = segmenter.segment(encoded, [row.expression for pair in here for row in pair])
+        for rows_of_pair, first, second in zip(here, answers[::2], answers[1::2], strict=True):
+            target, swapped = (row.mask() for row in rows_of_pair)
+            right = iou(first.mask, target), iou(second.mask, swapped)
+            wrong = iou(first.mask, swapped), iou(second.mask, target)
             consistent += right[0] > wrong[0] and right[1] > wrong[1]
             exact += min(right) >= 0.5
             unmoved += iou(first.mask, second.mask) >= 0.5 or not (first.mask.any() or second.mask.any())

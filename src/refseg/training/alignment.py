@@ -36,6 +36,6 @@ class Alignment(nn.Module):
         read = self.sentence(torch.cat([last_word(words, mask), average_word(words, mask)], dim=1))
         sentences = self.norm(read) if len(read) > 1 else read  # (B, C); one sentence alone has no statistics
         # A product per photograph instead of a copy of its pixels per expression, whose gradient is slow on a CPU.
-        own = sentences.split(photo_of.bincount(minlength=len(pixels)).tolist())
-        scores = [s @ p * self.scale + a for s, p, a in zip(own, pixels, anything, strict=True)]
+        by_photo = sentences.split(photo_of.bincount(minlength=len(pixels)).tolist())
+        scores = [s @ p * self.scale + a for s, p, a in zip(by_photo, pixels, anything, strict=True)]
         return torch.cat(scores).view(-1, 1, h, w) + self.bias
