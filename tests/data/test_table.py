@@ -61,7 +61,7 @@ def test_a_damaged_line_is_named(tmp_path, fault):
     write_table(table, [row(tmp_path / "a.png")])
     with table.open("a") as file:
         file.write(f"\n{fault}\n")
-    with pytest.raises(RefsegError, match=r"rows\.jsonl, line 3, .* write the table anew"):
+    with pytest.raises(RefsegError, match=r"rows\.jsonl, line 3, .* write the table again"):
         read_table(table)
 
 

@@ -1,8 +1,5 @@
 import json
 import logging
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from processes import torchrun
 
 import refseg
 from refseg.data.sources import load_rows
@@ -384,11 +382,7 @@ def test_two_processes_give_the_integers_of_one(tiny_model, scenes, tmp_path):
     table, program = tmp_path / "table.jsonl", tmp_path / "program.py"
     write_table(table, [*scenes[1][:-1], lost])
     program.write_text(PROGRAM)
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    line += [str(program), str(tiny_model), str(table), str(tmp_path)]
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=240)
-    assert done.returncode == 0, done.stderr
+    torchrun(program, tiny_model, table, tmp_path)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as torchrun does: with others, sums of floats may round otherwise
     one = evaluate(refseg.load(tiny_model, device="cpu"), read_table(table), progress=False)

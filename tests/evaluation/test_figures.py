@@ -244,7 +244,7 @@ def test_bad_input_is_one_line(run, words, fault):
 def test_a_row_about_another_size_is_refused(run):
     PHOTO.resize((30, 20)).save("street.png")
     code, _, err = run("compare", "--data", "table.jsonl", "--row", "0", "--model", "MODEL", "--out", "f.png")
-    assert code == 2 and "make the table anew" in err
+    assert code == 2 and "write the table again" in err
 
 
 def test_a_model_without_sfm_has_no_attention_to_show(run, segmenter, monkeypatch):

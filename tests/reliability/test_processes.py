@@ -1,19 +1,14 @@
 """Several processes do what one would."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from processes import python, torchrun
 from small_run import write_recipe
 
 from refseg.training.batches import Collate, Sample
 from refseg.words import WordTokenizer
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 ONE_STEP = """
 import sys
@@ -36,15 +31,6 @@ run(Path(sys.argv[1]), sys.argv[2:])
 """
 
 
-def python(cache, *line):
-    environment = {**ENVIRONMENT, "REFSEG_CACHE": str(cache)}
-    done = subprocess.run(
-        [sys.executable, *map(str, line)], capture_output=True, text=True, env=environment, timeout=500
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.mark.slow
 def test_a_step_on_two_processes_or_of_two_batches_is_the_step_on_one_with_twice_the_photographs(tmp_path):
     """Where batch norm keeps its statistics: else each process normalises by its own half of the photographs."""
@@ -53,10 +39,10 @@ def test_a_step_on_two_processes_or_of_two_batches_is_the_step_on_one_with_twice
     program = tmp_path / "one_step.py"
     program.write_text(ONE_STEP)
     gradients, lines = [], []
-    for name, launch, photos, accumulate in (("one", [], 4, 1), ("two", TORCHRUN, 2, 1), ("in turn", [], 2, 2)):
+    for name, start, photos, accumulate in (("one", python, 4, 1), ("two", torchrun, 2, 1), ("in turn", python, 2, 2)):
         phases = f"training.phases=[{{steps: 1, photos: {photos}, expressions: 2, aligned: 6}}]"
         values = [phases, f"training.accumulate={accumulate}", f"training.output={tmp_path / name}"]
-        python(tmp_path, *launch, program, recipe, *values)
+        start(program, recipe, *values, REFSEG_CACHE=str(tmp_path))
         checkpoint = tmp_path / name / "checkpoint-1"
         # After its first step, AdamW's running mean is the gradient, times 1 - β₁ = 0.1.
         state = torch.load(checkpoint / "optimizer.pt", weights_only=True)["state"]
@@ -72,7 +58,7 @@ def test_a_step_on_two_processes_or_of_two_batches_is_the_step_on_one_with_twice
 @pytest.mark.slow
 def test_the_command_scores_the_same_on_two_processes(tiny_model, tmp_path):
     command = ["-m", "refseg", "evaluate", tiny_model, "--data", "scenes:5:3", "--json", "--device", "cpu"]
-    alone, shared = json.loads(python(tmp_path, *command)), json.loads(python(tmp_path, *TORCHRUN, *command))
+    alone, shared = (json.loads(start(*command, REFSEG_CACHE=str(tmp_path))) for start in (python, torchrun))
     assert alone == shared and alone
 
 

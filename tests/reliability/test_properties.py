@@ -144,7 +144,7 @@ def test_crafted_run_lengths_are_refused_or_fill_the_mask(_, draw):
     try:
         mask = row.mask()
     except RefsegError as fault:
-        assert "write the table anew" in str(fault)
+        assert "write the table again" in str(fault)
     else:
         runs = run_lengths(counts.encode())
         assert mask.shape == (height, width) and mask.size == runs.sum() and mask.sum() == runs[1::2].sum()
@@ -171,5 +171,5 @@ def test_crafted_run_lengths_are_refused_or_fill_the_mask(_, draw):
     ],
 )
 def test_run_lengths_that_do_not_fill_the_mask(counts, height, width):
-    with pytest.raises(RefsegError, match="write the table anew"):
+    with pytest.raises(RefsegError, match="write the table again"):
         Row("a.png", 1, height, width, "dog", counts).mask()

@@ -1,10 +1,7 @@
 import dataclasses
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from processes import torchrun
 from safetensors.torch import load_file
 from small_run import MODEL, PER_PHOTO, SCENES, train, write_recipe
 
@@ -404,15 +402,7 @@ def test_a_run_against_every_target(tmp_path, target):
 def test_two_processes_train_one_network(tmp_path):
     reads = {"validation": {"every": 2, "protocol": "shnet"}}
     recipe = write_recipe(tmp_path, steps=3, data={"val": ["scenes:3:1"]}, training=reads)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launch, "-m", "refseg", "train", str(recipe)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    torchrun("-m", "refseg", "train", recipe)
     folder = Path(tmp_path / "run")
     state = json.loads((folder / "checkpoint-3" / "trainer_state.json").read_text())
     assert state["global_step"] == 3

@@ -48,7 +48,7 @@ class Row:
         except (ValueError, TypeError, AttributeError) as fault:
             raise RefsegError(
                 f"the mask of {self.expression!r} for {self.image} is damaged: {fault}; "
-                "write the table anew with `refseg data expressions`"
+                "write the table again with `refseg data expressions`"
             ) from fault
 
 
@@ -92,7 +92,7 @@ def _row(path: Path, number: int, line: str) -> Row:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as fault:
         raise RefsegError(
             f"{path}, line {number}, is not a row of an expression table ({fault}); "
-            "write the table anew with `refseg data expressions`"
+            "write the table again with `refseg data expressions`"
         ) from fault
 
 

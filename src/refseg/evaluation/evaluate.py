@@ -218,7 +218,7 @@ def _check_size(row: Row, size: tuple[int, ...]) -> None:
     if size != (row.height, row.width):
         raise RefsegError(
             f"{row.image} is {size} but its rows say {(row.height, row.width)}; "
-            "make the table anew from the photographs as displayed"
+            "write the table again from the photographs as displayed"
         )
 
 

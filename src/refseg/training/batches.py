@@ -81,7 +81,7 @@ class View(NamedTuple):
 
 
 class PhotoSampler(Sampler[list[Key]]):
-    """The photographs of each batch for one process; shuffled anew each time all have been seen."""
+    """The photographs of each batch for one process; shuffled again each time all have been seen."""
 
     def __init__(self, photos: int, training: TrainingRecipe, steps: range, rank: int = 0, world: int = 1) -> None:
         """`photos`: how many there are; `steps`: those of the run that are to do; `rank` and `world`: torchrun's."""
