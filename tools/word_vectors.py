@@ -1,6 +1,7 @@
 """Writes the vectors that the words of the shipped model start from, in GloVe's text format.
 
     python tools/word_vectors.py all-MiniLM-L6-v2 sentences/words.txt --out words.vec
+    python tools/word_vectors.py all-MiniLM-L6-v2 sentences/words.txt --more sentences/more-words.txt --out words.vec
     python tools/word_vectors.py all-MiniLM-L6-v2 sentences/words.txt --sentences mine.jsonl --out words.vec
 
 The first argument is the folder of a sentence-transformers checkpoint, such as all-MiniLM-L6-v2 (Apache-2.0). Nothing
@@ -39,16 +40,21 @@ def main() -> None:
     parser.add_argument("encoder", type=Path, help="the folder of a sentence-transformers checkpoint")
     parser.add_argument("words", type=Path, help="a word and how often it is used per line, as in sentences/words.txt")
     parser.add_argument("--sentences", type=Path, nargs="*", default=[], help="files whose words join: .txt or .jsonl")
+    parser.add_argument(
+        "--more", type=Path, help="further words, each on a line with words that mean nearly the same; see read_more"
+    )
     parser.add_argument("--size", type=int, default=SIZE, help=f"numbers of a vector, by default {SIZE}")
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     options = parser.parse_args()
     try:
         counts = read_words(options.words, options.sentences)
-        vectors = project(encode(options.encoder, list(counts)), list(counts.values()), options.size)
-        write_vectors(options.out, list(counts), vectors)
+        near = read_more(options.more)
+        words = [*counts, *(word for word in near if word not in counts)]
+        vectors = project(encode(options.encoder, words), list(counts.values()), options.size)
+        write_vectors(options.out, words, lean(vectors, words, near))
     except RefsegError as fault:
         parser.exit(2, f"word_vectors: {fault}\n")
-    print(f"{options.out}: {len(counts)} words of {options.size} numbers")
+    print(f"{options.out}: {len(words)} words of {options.size} numbers")
 
 
 def read_words(words: Path, sentences: Iterable[Path] = ()) -> dict[str, int]:
@@ -66,6 +72,33 @@ def read_words(words: Path, sentences: Iterable[Path] = ()) -> dict[str, int]:
     for file in sentences:
         counts.update(word for text in read_sentences(file) for word in split_words(tokenizer, text))
     return {word: counts[word] for word in sorted(counts) if re.fullmatch(r"[a-z0-9'&]{1,19}", word)}
+
+
+def read_more(words: Path | None) -> dict[str, list[str]]:
+    """Each word of a file with the words behind it on its line, which mean nearly the same; there may be none.
+
+    Raises RefsegError where the file cannot be read.
+    """
+    try:
+        lines = words.read_text(encoding="utf-8").splitlines() if words else []
+    except (OSError, ValueError) as fault:
+        raise RefsegError(f"{words} is no list of words ({fault}); write a word per line") from fault
+    return {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
+
+
+def lean(vectors: Tensor, words: Sequence[str], near: dict[str, list[str]]) -> Tensor:
+    """Moves each word of `near` half of the way to the mean of the words that it lists; its length stays.
+
+    An encoder of sentences spells rare words out and takes "settee" for a kind of "set". Unknown neighbours count
+    nothing.
+    """
+    place = {word: number for number, word in enumerate(words)}
+    moved = vectors.clone()
+    for word, known in near.items():
+        if neighbours := [place[other] for other in known if other in place]:
+            vector = vectors[place[word]]
+            moved[place[word]] = F.normalize(vector + vectors[neighbours].mean(dim=0), dim=0) * vector.norm()
+    return moved
 
 
 @torch.inference_mode()
@@ -89,22 +122,23 @@ def encode(folder: Path, words: Sequence[str]) -> Tensor:
 
 
 def project(vectors: Tensor, counts: Sequence[int], size: int) -> Tensor:
-    """vectors (words, width) → (words, size) of unit variance over all numbers.
+    """vectors (words, width) → (words, size), of unit variance over the numbers of the counted words.
 
-    A word's weight in mean and covariance grows with the logarithm of its count. Raises RefsegError where there are
-    fewer components than `size`.
+    The first words are counted and shape the projection; the words after them are only projected. A word's weight in
+    mean and covariance grows with the logarithm of its count. Raises RefsegError where there are fewer components than
+    `size`.
     """
-    if size > min(vectors.shape):
-        raise RefsegError(
-            f"{vectors.shape[0]} words of {vectors.shape[1]} numbers have no {size} components; lower --size"
-        )
+    counted = vectors[: len(counts)]
+    if size > min(counted.shape):
+        raise RefsegError(f"{len(counts)} words of {vectors.shape[1]} numbers have no {size} components; lower --size")
     weight = (torch.tensor(counts, dtype=torch.float32) + 1).log() + 1
     weight = (weight / weight.sum()).unsqueeze(1)
-    centred = vectors - (vectors * weight).sum(dim=0)
+    mean = (counted * weight).sum(dim=0)
+    centred = counted - mean
     variances, components = torch.linalg.eigh((centred * weight).T @ centred)
     leading = variances.argsort(descending=True)[:size]
-    projected = centred @ components[:, leading] / variances[leading].sqrt() ** WHITENING
-    return projected / projected.std()
+    projected = (vectors - mean) @ components[:, leading] / variances[leading].sqrt() ** WHITENING
+    return projected / projected[: len(counts)].std()
 
 
 def write_vectors(path: Path, words: Sequence[str], vectors: Tensor) -> None:

@@ -104,3 +104,25 @@ def test_the_committed_list_has_every_word_to_learn_from(word_vectors):
         texts += [json.loads(line)["expression"] for line in lines]
     used = {word for text in texts for word in split_words(tokenizer, text)}
     assert {word for word in used if word.isascii() and word.isalnum()} <= listed.keys()
+
+
+def test_further_words_leave_the_others_as_they_are_and_lean_on_their_neighbours(
+    word_vectors, encoder, words, tmp_path
+):
+    more = tmp_path / "more.txt"
+    more.write_text("settee sofa unheard\n\ncat dog\nnear\n")
+    near = word_vectors.read_more(more)
+    assert near == {"settee": ["sofa", "unheard"], "cat": ["dog"], "near": []}
+    listed = [*WORDS, "settee", "near"]
+    vectors = word_vectors.project(word_vectors.encode(encoder, listed), list(WORDS.values()), 4)
+    alone = word_vectors.project(word_vectors.encode(encoder, list(WORDS)), list(WORDS.values()), 4)
+    torch.testing.assert_close(vectors[: len(WORDS)], alone, atol=1e-4, rtol=1e-4)
+    moved = word_vectors.lean(vectors, listed, near)
+    changed = {word for word, old, new in zip(listed, vectors, moved, strict=True) if not torch.equal(old, new)}
+    assert changed == {"settee", "cat"}
+
+    def likeness(table, word, other):
+        return torch.cosine_similarity(table[listed.index(word)], table[listed.index(other)], dim=0)
+
+    assert likeness(moved, "settee", "sofa") > likeness(vectors, "settee", "sofa")
+    torch.testing.assert_close(moved.norm(dim=1), vectors.norm(dim=1))
