@@ -82,6 +82,17 @@ def test_a_resumed_run_ends_with_the_same_bits(straight, tmp_path):
     assert any(not torch.equal(early[name], got[name]) for name in got)
 
 
+def test_a_run_that_ends_early_can_be_resumed_to_its_end(straight, tmp_path):
+    recipe, folder = straight
+    output = f"training.output={tmp_path / 'run'}"
+    early = train(recipe, output, "training.max_steps=3")
+    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt"):
+        assert (early / "checkpoint-3" / name).read_bytes() == (folder / "checkpoint-3" / name).read_bytes(), name
+    assert (early / "model.safetensors").read_bytes() == (folder / "checkpoint-3/model.safetensors").read_bytes()
+    resumed = train(recipe, output, resume=True)
+    assert (resumed / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
 def test_a_finished_run_resumes_to_itself(straight, tmp_path):
     recipe, folder = straight
     shutil.copytree(folder / "checkpoint-6", tmp_path / "run" / "checkpoint-6")

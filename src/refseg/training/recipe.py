@@ -95,7 +95,7 @@ class TrainingRecipe:
     """Folder for checkpoints, TensorBoard events and the finished model."""
     phases: list[Phase]
     max_steps: int | None = None
-    """Ends the run early; None runs every phase to its end."""
+    """Ends the run early, with the learning rate where it is by then; None runs every phase to its end."""
     learning_rate: float = 1.2e-4
     backbone_learning_rate: float = 0.0
     """Rate of the backbone where the model does not freeze it."""

@@ -78,6 +78,7 @@ class Trainee(nn.Module):
         targets: Tensor,
         rivals: Tensor,
         answered: Tensor,
+        heads: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The loss of a batch; its parts are those of `Sample`, and `photo_of` (B,) names each expression's image."""
         images = images.contiguous(memory_format=torch.channels_last)
@@ -89,7 +90,7 @@ class Trainee(nn.Module):
             coarse = [F.interpolate(maps, scores.shape[-2:], mode="area") for maps in (targets, rivals)]
             losses.append(self.recipe.alignment_weight * self._loss(scores, *coarse))
         if answered.any():
-            tokens = TokenBatch(ids[answered], mask[answered])
+            tokens = TokenBatch(ids[answered], mask[answered], None if heads is None else heads[answered])
             prediction = self.model(tokens, features=features, photo_of=photo_of[answered])
             targets, rivals = targets[answered], rivals[answered]
             logits = self._fitted(prediction.mask_logits, targets)
@@ -169,6 +170,12 @@ class RecipeTrainer(Trainer):
                 [{"params": p, "lr": lr, "weight_decay": wd} for (lr, wd), p in groups.items()], fused=True
             )
         return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The schedule is that of all phases, so that a run which ends early can be resumed to its end."""
+        return super().create_scheduler(max(num_training_steps, whole_run(self.recipe)), optimizer)
 
     def compute_loss(self, *arguments: Any, **keywords: Any) -> Any:
         loss = super().compute_loss(*arguments, **keywords)
@@ -286,6 +293,11 @@ def writing(folder: Path) -> Iterator[None]:
         ) from fault
 
 
+def whole_run(training: TrainingRecipe) -> int:
+    """The steps of all phases."""
+    return sum(phase.steps for phase in training.phases)
+
+
 def build_trainer(
     recipe: Recipe,
     model: ReferringNetwork,
@@ -296,7 +308,7 @@ def build_trainer(
 ) -> RecipeTrainer:
     """The trainer of a recipe. `photos`: the rows of each photograph to learn from; `unseen`: those of validation."""
     training = recipe.training
-    steps = training.max_steps or sum(phase.steps for phase in training.phases)
+    steps = training.max_steps or whole_run(training)
     arguments = _arguments(training, steps)
     dataset = PhotoDataset(photos, recipe.data, training, model.config)
     done = _step(checkpoint) if checkpoint else 0
@@ -330,7 +342,7 @@ def _arguments(training: TrainingRecipe, steps: int) -> TrainingArguments:
         learning_rate=training.learning_rate,
         lr_scheduler_type="polynomial",
         lr_scheduler_kwargs={"power": training.power, "lr_end": 1e-8},
-        warmup_steps=min(training.warmup_steps, steps // 2),
+        warmup_steps=min(training.warmup_steps, whole_run(training) // 2),
         max_grad_norm=training.max_grad_norm,
         bf16=training.bf16 and computes_in_bf16(),
         fp16=training.fp16 and computes_in_fp16(),
