@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from transformers.utils import logging as transformers_logging
 
+from refseg.data.parses import Parses
 from refseg.errors import RefsegError, first_line
 from refseg.models.interface import ReferringNetwork
 from refseg.models.registry import NETWORKS, find_network
@@ -120,6 +121,8 @@ def read_network(folder: Path, model_type: str) -> tuple[ReferringNetwork, WordT
             f"{folder} mixes two models: {len(tokenizer)} words in tokenizer.json and "
             f"{network.config.vocabulary} in config.json; copy one whole checkpoint"
         )
+    if network.config.parses:
+        tokenizer.parse = Parses()
     return network, tokenizer
 
 

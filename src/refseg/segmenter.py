@@ -144,7 +144,7 @@ class Segmenter:
         See `models.interface.ReferringNetwork.attention`. Raises RefsegError if the model has no attention to show.
         """
         tokens = self.tokenizer([clean_expression(expression)])
-        asked = TokenBatch(tokens.ids.to(self.device), tokens.mask.to(self.device))
+        asked = self._asked(tokens)
         shares = self.model.attention(asked, encoded.levels[:3])
         unknown = iter(tokens.unknown[0])
         known = [self.tokenizer.tokenizer.id_to_token(number) or "" for number in tokens.ids[0].tolist()]
@@ -189,10 +189,13 @@ class Segmenter:
 
     def _answer(self, encoded: EncodedPhoto, tokens: Tokens) -> tuple[Tensor, list[float] | None]:
         """Mask logits, and the scores of a network that has its own."""
-        asked = TokenBatch(tokens.ids.to(self.device), tokens.mask.to(self.device))
-        prediction = self.network(asked, features=encoded.levels)
+        prediction = self.network(self._asked(tokens), features=encoded.levels)
         confidence = prediction.confidence
         return prediction.mask_logits.float(), None if confidence is None else confidence.tolist()
+
+    def _asked(self, tokens: Tokens) -> TokenBatch:
+        heads = None if tokens.heads is None else tokens.heads.to(self.device)
+        return TokenBatch(tokens.ids.to(self.device), tokens.mask.to(self.device), heads)
 
     def _segment_batch(self, encoded: EncodedPhoto, expressions: list[str], threshold: float) -> list[Segmentation]:
         tokens = self.tokenizer(expressions)

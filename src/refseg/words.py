@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -57,10 +57,16 @@ class Tokens:
     """Per sentence, the words outside the vocabulary."""
     truncated: list[bool]
     """Per sentence, whether words past the last admitted one were dropped."""
+    heads: Tensor | None = None
+    """(B, T) int64, the place of each word's head in the dependency tree, the root's own; see `WordTokenizer.parse`."""
 
 
 class WordTokenizer:
     """Lower case, punctuation split off, one id a word; at most `max_words` words are read."""
+
+    parse: Callable[[Sequence[Sequence[str]], Sequence[Sequence[int]]], Sequence[Sequence[int]]] | None = None
+    """For networks that read trees: sentences, and the places of the words of each that are read → their heads, counted
+    among them; see `data.parses.Parses`."""
 
     def __init__(self, tokenizer: Tokenizer, max_words: int = 25) -> None:
         self.tokenizer = tokenizer
@@ -125,11 +131,12 @@ class WordTokenizer:
     def __call__(self, expressions: Sequence[str]) -> Tokens:
         """Unknown punctuation is passed over; a sentence without any word reads as one unknown word."""
         vocabulary = self.tokenizer.token_to_id
-        words = [
-            [w for w in split_words(self.tokenizer, expression) if vocabulary(w) is not None or not _is_punctuation(w)]
-            or [""]
-            for expression in expressions
+        whole = [split_words(self.tokenizer, expression) for expression in expressions]
+        places = [
+            [place for place, w in enumerate(sentence) if vocabulary(w) is not None or not _is_punctuation(w)]
+            for sentence in whole
         ]
+        words = [[sentence[place] for place in kept] or [""] for sentence, kept in zip(whole, places, strict=True)]
         read = [sentence[: self.max_words] for sentence in words]
         longest = max(map(len, read), default=1)
         ids = torch.zeros(len(read), longest, dtype=torch.long)
@@ -138,11 +145,17 @@ class WordTokenizer:
             found = [vocabulary(word) for word in sentence]
             ids[row, : len(found)] = torch.tensor([self.unknown_id if i is None else i for i in found])
             mask[row, : len(found)] = True
+        heads = None
+        if self.parse:
+            heads = torch.zeros(len(read), longest, dtype=torch.long)
+            for row, tree in enumerate(self.parse(whole, [kept[: self.max_words] for kept in places])):
+                heads[row, : len(tree)] = torch.tensor(tree)
         return Tokens(
             ids=ids,
             mask=mask,
             unknown=[tuple(w for w in sentence if w and vocabulary(w) is None) for sentence in read],
             truncated=[len(sentence) > self.max_words for sentence in words],
+            heads=heads,
         )
 
 

@@ -142,6 +142,39 @@ def prepare(
 
 
 @data.command(no_args_is_help=True)
+def parse(
+    table: Annotated[Path, typer.Argument(help="The table, for example unc-train.jsonl.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The table to write. By default the same.", show_default=False),
+    ] = None,
+    parser: Annotated[str, typer.Option(help="A pipeline of spaCy: its name or its folder.")] = "en_core_web_sm",
+) -> None:
+    """Writes the dependency tree of each expression into a table.
+
+    LSCM and BUSNet read such trees. With them in the table, training and evaluation need no parser.
+
+    \b
+    refseg data parse unc-train.jsonl
+
+    It needs pip install 'refseg[parse]', and once: python -m spacy download en_core_web_sm
+    """
+    import dataclasses
+
+    from refseg.data.parses import all_words, spacy_trees
+    from refseg.data.table import read_table, write_table
+
+    rows = read_table(table)
+    path = out or table
+    ensure_writable(path.parent)
+    sentences = list(dict.fromkeys(all_words(row.expression) for row in rows))
+    trees = dict(zip(sentences, spacy_trees(sentences, parser), strict=True))
+    parsed = [dataclasses.replace(row, heads=trees[all_words(row.expression)] or ()) for row in rows]
+    without = sum(not row.heads for row in parsed)
+    typer.echo(f"{path}: {write_table(path, parsed):,} rows, {without:,} of them without a tree")
+
+
+@data.command(no_args_is_help=True)
 def verify(dataset: Name, root: Root) -> None:
     """Compares your copy of a dataset with the published one.
 

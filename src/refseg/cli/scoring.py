@@ -92,6 +92,7 @@ def evaluate(
 
     The exit code is 1 if some photographs could not be read and were skipped.
     """
+    from refseg.data.parses import know_trees
     from refseg.data.sources import load_rows
     from refseg.evaluation.evaluate import evaluate as score
     from refseg.evaluation.protocols import find_protocol
@@ -110,6 +111,7 @@ def evaluate(
     rows = [row for spec in data for row in load_rows(spec, seed=seed)]
     shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
     segmenter = load_model(model, _device_of_this_process(device) if shared else device)
+    know_trees(segmenter.tokenizer, rows)
     if crf:
         segmenter.refine = refine
         model += " + dense CRF"
@@ -245,6 +247,7 @@ def calibrate(
     refseg calibrate runs/mine --data val/instances.json
     refseg calibrate runs/mine --data val/instances.json --dry-run --plot reliability.png
     """
+    from refseg.data.parses import know_trees
     from refseg.data.sources import load_rows
     from refseg.evaluation.calibrate import fit_calibration, write_calibration
 
@@ -256,7 +259,9 @@ def calibrate(
         need_matplotlib()
         ensure_writable(plot.parent)
     rows = [row for spec in data for row in load_rows(spec, seed=seed)]
-    result = fit_calibration(load_model(str(model), device), rows, seed=seed)
+    segmenter = load_model(str(model), device)
+    know_trees(segmenter.tokenizer, rows)
+    result = fit_calibration(segmenter, rows, seed=seed)
     typer.echo(result.to_text())
     if plot is not None:
         from refseg.evaluation.plots import plot_reliability

@@ -40,6 +40,11 @@ class Row:
     siblings: int = 0
     """How many other segments of the photograph carry the referent's label."""
     split: str = ""
+    heads: tuple[int, ...] = ()
+    """The dependency tree of the expression: the place of each word's head, the root's own; empty where unknown.
+
+    Places count the words of `parses.all_words`. `refseg data parse` fills it in.
+    """
 
     def mask(self) -> Mask:
         """The referent's mask, (H, W) bool. Raises RefsegError if it is damaged."""
@@ -63,6 +68,8 @@ def write_table(path: Path, rows: Iterable[Row]) -> int:
         for row in rows:
             record = dataclasses.asdict(row)
             record["image"] = os.path.relpath(row.image, path.parent)
+            if not row.heads:
+                del record["heads"]
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
             count += 1
     return count
@@ -88,6 +95,7 @@ def _row(path: Path, number: int, line: str) -> Row:
         record: dict[str, Any] = json.loads(line)
         record["image"] = Path(os.path.normpath(path.parent / record["image"]))
         record["segment_ids"] = tuple(record.get("segment_ids", ()))
+        record["heads"] = tuple(record.get("heads", ()))
         return Row(**record)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as fault:
         raise RefsegError(

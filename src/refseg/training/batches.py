@@ -303,6 +303,7 @@ class Collate:
             "images": torch.stack([sample.image for sample in samples]),
             "ids": torch.where(dropped & mask, self.tokenizer.unknown_id, ids),
             "mask": mask,
+            **({} if tokens.heads is None else {"heads": tokens.heads}),
             "photo_of": torch.tensor(photo_of),
             "targets": torch.cat([sample.targets for sample in samples]),
             "rivals": torch.cat([sample.rivals for sample in samples]),

@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers import set_seed
 
 from refseg.checkpoints import load_network, read_network
+from refseg.data.expressions.generate import mirror_expression
+from refseg.data.parses import Parses
 from refseg.data.sources import load_rows
 from refseg.data.table import Row, by_photograph
 from refseg.errors import RefsegError
@@ -38,6 +40,8 @@ def run(path: Path, overrides: Sequence[str] = (), resume: bool = False) -> Path
     photos = [list(photo) for spec in recipe.data.train for photo in by_photograph(_rows(recipe, spec))]
     unseen = [row for spec in recipe.data.val for row in _rows(recipe, spec)] if validation else []
     model, tokenizer = _start(recipe, [row.expression for photo in photos for row in photo])
+    if model.config.parses:
+        tokenizer.parse = _parses([row for photo in photos for row in photo] + unseen)
     trainer = build_trainer(recipe, model, tokenizer, photos, unseen, checkpoint)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()} if recipe.start_share else {}
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -67,6 +71,16 @@ def _checkpoint(output: Path, resume: bool) -> Path | None:
 
 def _rows(recipe: Recipe, spec: str) -> list[Row]:
     return load_rows(spec, per_photo=recipe.data.per_photo, seed=recipe.training.seed)
+
+
+def _parses(rows: Sequence[Row]) -> Parses:
+    """The trees of the rows that have one, as they stand and mirrored."""
+    parses = Parses()
+    for row in rows:
+        if row.heads:
+            parses.add_tree(mirror_expression(row.expression), row.heads)
+    parses.add(rows)
+    return parses
 
 
 def _start(recipe: Recipe, expressions: Sequence[str]) -> tuple[ReferringNetwork, WordTokenizer]:
