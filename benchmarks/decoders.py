@@ -25,7 +25,7 @@ from refseg.data.table import by_photograph
 from refseg.evaluation.bench import write_csv
 from refseg.evaluation.evaluate import evaluate
 from refseg.models.interface import per_expression
-from refseg.models.parts.decoder import Decoder
+from refseg.models.parts.decoder import ASPP, Decoder
 from refseg.training.batches import Collate, PhotoDataset, PhotoSampler
 from refseg.training.losses import mask_loss
 from refseg.training.recipe import DataRecipe, Phase, TrainingRecipe
@@ -57,7 +57,7 @@ def main() -> None:
     model, config = segmenter.model, segmenter.model.config
     c = config.width
     widths = {"released": [c, c, c // 2], "light": [c // 2, c // 4, c // 8]}
-    decoders = {name: Decoder(c, list(config.aspp_rates), own, 0.0).train() for name, own in widths.items()}
+    decoders = {name: Decoder(ASPP(c, config.aspp_rates, 0.0), c, own).train() for name, own in widths.items()}
     train(segmenter, decoders, options)
     rows = load_rows(options.val)
     lines = []
@@ -80,7 +80,7 @@ def train(segmenter: refseg.Segmenter, decoders: dict[str, Decoder], options: ar
     photos = list(by_photograph(load_rows(options.train)))
     training = TrainingRecipe("", [Phase(options.steps, options.photos, 8)])
     dataset = PhotoDataset(photos, DataRecipe([]), training, model.config)
-    sampler = PhotoSampler(len(photos), training, range(options.steps))
+    sampler = PhotoSampler(dataset.parts, training, range(options.steps))
     collate = Collate(segmenter.tokenizer, 0.0)
     optimizer = torch.optim.AdamW(nn.ModuleDict(decoders).parameters(), 2e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, options.steps)

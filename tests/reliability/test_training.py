@@ -139,7 +139,7 @@ def test_one_damaged_photograph_is_passed_over_and_two_in_a_row_stop(tmp_path, c
     def shown():
         training = TrainingRecipe("", [Phase(6, 1, 2)])
         data = PhotoDataset(photos, DataRecipe([]), training, tiny_config())
-        sampler = PhotoSampler(6, training, range(6))
+        sampler = PhotoSampler(data.parts, training, range(6))
         return list(Batches(data, batch_sampler=sampler, num_workers=workers, collate_fn=list))
 
     damage(2)

@@ -1,4 +1,5 @@
 import dataclasses
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,7 @@ def steps(sampler):
 @given(**RUNS, world=st.integers(1, 3))
 @settings(max_examples=60, deadline=None)
 def test_every_photograph_once_a_round(phases, photos, seed, world):
-    ranks = [steps(PhotoSampler(photos, plan(phases, seed), range(12), rank, world)) for rank in range(world)]
+    ranks = [steps(PhotoSampler([1] * photos, plan(phases, seed), range(12), rank, world)) for rank in range(world)]
     shown = [photo for step in zip(*ranks, strict=True) for share in step for photo in share]
     for start in range(0, len(shown) - photos + 1, photos):
         assert sorted(shown[start : start + photos]) == list(range(photos))
@@ -50,17 +51,17 @@ def test_every_photograph_once_a_round(phases, photos, seed, world):
 @given(**RUNS, world=st.integers(1, 3))
 @settings(max_examples=60, deadline=None)
 def test_processes_share_out_the_step_of_one(phases, photos, seed, world):
-    ranks = [list(PhotoSampler(photos, plan(phases, seed), range(9), rank, world)) for rank in range(world)]
+    ranks = [list(PhotoSampler([1] * photos, plan(phases, seed), range(9), rank, world)) for rank in range(world)]
     together = [dataclasses.replace(phase, photos=phase.photos * world) for phase in phases]
     shared = [[key for share in step for key in share] for step in zip(*ranks, strict=True)]
-    assert shared == list(PhotoSampler(photos, plan(together, seed), range(9)))
+    assert shared == list(PhotoSampler([1] * photos, plan(together, seed), range(9)))
 
 
 @given(**RUNS, done=st.integers(0, 11), rank=st.integers(0, 1))
 @settings(max_examples=60, deadline=None)
 def test_a_resumed_run_sees_what_the_undisturbed_one_would(phases, photos, seed, done, rank):
-    straight = list(PhotoSampler(photos, plan(phases, seed), range(12), rank, 2))
-    resumed = PhotoSampler(photos, plan(phases, seed), range(done, 12), rank, 2)
+    straight = list(PhotoSampler([1] * photos, plan(phases, seed), range(12), rank, 2))
+    resumed = PhotoSampler([1] * photos, plan(phases, seed), range(done, 12), rank, 2)
     assert list(resumed) == straight[done:]
     assert len(resumed) == 12 - done
 
@@ -69,19 +70,51 @@ def test_a_resumed_run_sees_what_the_undisturbed_one_would(phases, photos, seed,
 @settings(max_examples=60, deadline=None)
 def test_batches_that_make_one_step_share_out_what_one_large_batch_would_hold(phases, photos, seed, world, accumulate):
     training = plan(phases, seed, accumulate=accumulate)
-    ranks = [list(PhotoSampler(photos, training, range(3, 9), rank, world)) for rank in range(world)]
-    assert all(len(batches) == len(PhotoSampler(photos, training, range(3, 9))) == 6 * accumulate for batches in ranks)
+    ranks = [list(PhotoSampler([1] * photos, training, range(3, 9), rank, world)) for rank in range(world)]
+    assert all(
+        len(batches) == len(PhotoSampler([1] * photos, training, range(3, 9))) == 6 * accumulate for batches in ranks
+    )
     in_turn = [batch for batches in zip(*ranks, strict=True) for batch in batches]
     parts = accumulate * world
     shared = [[key for batch in in_turn[n : n + parts] for key in batch] for n in range(0, len(in_turn), parts)]
     together = [dataclasses.replace(phase, photos=phase.photos * parts) for phase in phases]
-    assert shared == list(PhotoSampler(photos, plan(together, seed), range(3, 9)))
+    assert shared == list(PhotoSampler([1] * photos, plan(together, seed), range(3, 9)))
 
 
 def test_rounds_and_seeds_differ():
-    first, second = np.reshape(steps(PhotoSampler(50, plan([Phase(1, 50, 1)]), range(2))), (2, 50))
-    (other,) = steps(PhotoSampler(50, plan([Phase(1, 50, 1)], seed=1), range(1)))
+    first, second = np.reshape(steps(PhotoSampler([1] * 50, plan([Phase(1, 50, 1)]), range(2))), (2, 50))
+    (other,) = steps(PhotoSampler([1] * 50, plan([Phase(1, 50, 1)], seed=1), range(1)))
     assert list(first) != list(second) and list(first) != other
+
+
+@given(counts=st.lists(st.integers(1, 7), min_size=1, max_size=6), size=st.integers(1, 3), per_step=st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_drawn_over_expressions_each_is_asked_once_a_round(counts, size, per_step):
+    photos = [
+        [Row(Path(f"{p}.png"), p, 1, 1, f"{p} {n}", "", kind="category") for n in range(count)]
+        for p, count in enumerate(counts)
+    ]
+    training = plan([Phase(99, per_step, size)])
+    data = PhotoDataset(photos, DataRecipe([], draw="expressions"), training, tiny_config())
+    visits = sum(data.parts)
+    rounds = 2
+    keys = [
+        key for batch in PhotoSampler(data.parts, training, range(-(-rounds * visits // per_step))) for key in batch
+    ]
+    for round_ in range(rounds):
+        shown = [visit for visit, _, _ in keys[round_ * visits : (round_ + 1) * visits]]
+        asked = [row.expression for visit in shown for row in data._part(visit % len(photos), visit // len(photos))]
+        assert sorted(asked) == sorted(row.expression for rows in photos for row in rows)
+    assert all(len(data._part(p, 0)) == min(size, count) for p, count in enumerate(counts))
+
+
+def test_a_visit_asks_its_part_and_keeps_the_rivals_of_the_whole(dataset):
+    rows = [(str(n), "category", mask_of(n, n, n + 20, n + 20)) for n in range(5)]
+    data = dataset(rows, [Phase(9, 1, 2)], draw="expressions")
+    assert data.parts == [3]
+    asked = [data[visit, step, 0].expressions for step, visit in enumerate(range(3))]
+    assert sorted(map(len, asked)) == [1, 2, 2] and sorted(chain(*asked)) == ["0", "1", "2", "3", "4"]
+    assert sorted(data[0, 7, 0].expressions) == sorted(asked[0])
 
 
 def test_phases_follow_one_another_and_the_last_goes_on():

@@ -62,7 +62,7 @@ def test_an_unknown_key_names_the_valid_ones_and_the_near_one(recipe, changes, k
 
 
 def test_a_key_like_no_other_is_not_guessed_at(recipe):
-    with pytest.raises(RefsegError, match=r"unknown recipe key data\.qqqq; valid: absent, crop, jitter"):
+    with pytest.raises(RefsegError, match=r"unknown recipe key data\.qqqq; valid: absent, crop, draw, jitter"):
         recipe(data={"qqqq": 1})
 
 
@@ -107,6 +107,18 @@ def phases(**changes):
         ({"training": phases(siblings=1.5)}, r"phases\[0\]\.siblings must lie between 0 and 1"),
         ({"training": phases(typed=-0.5)}, r"phases\[0\]\.typed must lie between 0 and 1"),
         ({"data": {"zoom": 0}}, r"data\.zoom must be more than 0"),
+        ({"data": {"draw": "words"}}, "data.draw must be one of: photographs, expressions"),
+        (
+            {"data": {"draw": "expressions"}, "training": phases(typed=0.5)},
+            "without aligned, kinds, siblings and typed",
+        ),
+        (
+            {
+                "data": {"draw": "expressions"},
+                "training": {"phases": [{"steps": 1, "photos": 1, "expressions": n} for n in (1, 2)]},
+            },
+            "one and the same number of expressions",
+        ),
         ({"training": {"target": "third"}}, "training.target must be one of: cells, half, full"),
         ({"training": {"accumulate": 0}}, "accumulate must be 1 or more"),
         ({"training": {"max_grad_norm": -1}}, "max_grad_norm must be 0 or more"),

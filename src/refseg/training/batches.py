@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch.utils.data import Dataset, Sampler
@@ -41,7 +43,10 @@ PLACES = frozenset(
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom of a crop, in pixels of the photograph."""
 Key = tuple[int, int, int]
-"""Photograph, step, and position within the step."""
+"""A visit to a photograph, the step, and the position within the step.
+
+Of N photographs, the visits to number p are p, p + N, p + 2N, …; each shows another part of its expressions.
+"""
 
 
 @dataclass(frozen=True)
@@ -81,12 +86,19 @@ class View(NamedTuple):
 
 
 class PhotoSampler(Sampler[list[Key]]):
-    """The photographs of each batch for one process; shuffled again each time all have been seen."""
+    """The visits of each batch for one process; shuffled again each time all have been made."""
 
-    def __init__(self, photos: int, training: TrainingRecipe, steps: range, rank: int = 0, world: int = 1) -> None:
-        """`photos`: how many there are; `steps`: those of the run that are to do; `rank` and `world`: torchrun's."""
-        self.photos, self.training, self.steps = photos, training, steps
+    def __init__(
+        self, parts: Sequence[int], training: TrainingRecipe, steps: range, rank: int = 0, world: int = 1
+    ) -> None:
+        """`parts`: how often each photograph is visited until all have been (`PhotoDataset.parts`).
+
+        `steps`: those of the run that are to do; `rank` and `world`: torchrun's.
+        """
+        self.visits = [photo + part * len(parts) for photo, count in enumerate(parts) for part in range(count)]
+        self.training, self.steps = training, steps
         self.rank, self.world = rank, world
+        self.order: tuple[int, npt.NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.steps) * self.training.accumulate
@@ -98,13 +110,15 @@ class PhotoSampler(Sampler[list[Key]]):
             count = phase_at(self.training.phases, step).photos
             for batch in range(self.training.accumulate):
                 first = (batch * self.world + self.rank) * count
-                yield [(self._photo(shown + place), step, place) for place in range(first, first + count)]
+                yield [(self._visit(shown + place), step, place) for place in range(first, first + count)]
             shown += count * shares
 
-    def _photo(self, place: int) -> int:
-        round_, index = divmod(place, self.photos)
-        order = np.random.default_rng((self.training.seed, round_)).permutation(self.photos)
-        return int(order[index])
+    def _visit(self, place: int) -> int:
+        round_, index = divmod(place, len(self.visits))
+        if round_ != self.order[0]:
+            order = np.random.default_rng((self.training.seed, round_)).permutation(len(self.visits))
+            self.order = (round_, order)
+        return self.visits[self.order[1][index]]
 
 
 def phase_at(phases: Sequence[Phase], step: int) -> Phase:
@@ -128,22 +142,30 @@ class PhotoDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.photos)
 
+    @property
+    def parts(self) -> list[int]:
+        """How many visits show all that is to be shown of each photograph."""
+        if self.data.draw == "photographs":
+            return [1] * len(self.photos)
+        return [ceil(len(rows) / self.training.phases[0].expressions) for rows in self.photos]
+
     def __getitem__(self, key: Key) -> Sample:
         """One damaged photograph is passed over for the next; RefsegError where that is damaged as well."""
-        index, step, place = key
+        visit, step, place = key
         try:
             return self._sample(key)
         except RefsegError as fault:
             log.warning("skipped: %s", fault)
-            return self._sample(((index + 1) % len(self.photos), step, place))
+            return self._sample(((visit + 1) % len(self.photos), step, place))
 
     def _sample(self, key: Key) -> Sample:
         """Three steps: how the photograph is shown, what is asked about it, and what the answers should be."""
-        index, step, place = key
+        visit, step, place = key
+        part, index = divmod(visit, len(self.photos))
         rng = np.random.default_rng((self.training.seed, step, place))
         phase = phase_at(self.training.phases, step)
         photo = read_photo(self.photos[index][0].image)
-        view, rows = self._view(rng, phase, photo.size, self.photos[index])
+        view, rows = self._view(rng, phase, photo.size, self._part(index, part))
         asked = draw([rows[i] for i in rng.permutation(len(rows))], phase)
         targets, rivals = self._targets(view, asked, self.photos[index])
         expressions = [view.say(row.expression) for row in asked]
@@ -159,6 +181,15 @@ class PhotoDataset(Dataset[Sample]):
             answered=min(phase.expressions, len(asked)),
             seed=int(rng.integers(2**32)),
         )
+
+    def _part(self, index: int, part: int) -> list[Row]:
+        """The rows of a photograph that a visit may ask: all, or one of the parts that a round asks in turn."""
+        rows = self.photos[index]
+        if self.data.draw == "photographs":
+            return rows
+        size = self.training.phases[0].expressions
+        order = np.random.default_rng((self.training.seed, index)).permutation(len(rows))
+        return [rows[number] for number in order[part * size : (part + 1) * size]]
 
     def _view(
         self, rng: np.random.Generator, phase: Phase, size: tuple[int, int], rows: list[Row]

@@ -15,6 +15,8 @@ import yaml
 
 from refseg.errors import RefsegError
 
+DRAWS = ("photographs", "expressions")
+"""What a round of training can show once; see `DataRecipe.draw`."""
 TARGETS = ("cells", "half", "full")
 """What mask logits can be compared with; see `TrainingRecipe.target`."""
 MEASURES = ("mean_iou", "overall_iou")
@@ -30,6 +32,11 @@ class DataRecipe:
     """
     val: list[str] = field(default_factory=list)
     """Unseen data. Training reads it only where it has a `validation`, and never learns from it."""
+    draw: str = "photographs"
+    """What every round shows once: all `photographs`, with expressions drawn at random, or all `expressions`.
+
+    In the first case, the expressions of a photograph with few come more often.
+    """
     per_photo: int = 40
     """Expressions generated per photograph where the data are annotated segments."""
     mirror: float = 0.5
@@ -352,6 +359,7 @@ def _check_values(data: DataRecipe, training: TrainingRecipe) -> None:
     rules = [
         (bool(data.train), "data.train is empty; name data, such as scenes:3000"),
         (0 < data.zoom <= 1, "data.zoom must be more than 0 and at most 1"),
+        (data.draw in DRAWS, f"data.draw must be one of: {', '.join(DRAWS)}"),
         (bool(training.phases), "training.phases is empty; give one phase at least"),
         (min(training.log_steps, training.save_steps) > 0, "training.log_steps and save_steps must be 1 or more"),
         (training.workers >= 0, "training.workers must be 0 or more"),
@@ -362,6 +370,11 @@ def _check_values(data: DataRecipe, training: TrainingRecipe) -> None:
     ]
     for share in ("mirror", "crop", "jitter", "word_dropout", "absent"):
         rules.append((0 <= getattr(data, share) <= 1, f"data.{share} must lie between 0 and 1"))
+    if data.draw == "expressions":
+        counts = {phase.expressions for phase in training.phases}
+        chosen = any(phase.kinds or phase.siblings or phase.typed or phase.aligned for phase in training.phases)
+        fault = "data.draw: expressions needs phases with one and the same number of expressions"
+        rules.append((len(counts) == 1 and not chosen, f"{fault}, and without aligned, kinds, siblings and typed"))
     for number, phase in enumerate(training.phases):
         where = f"training.phases[{number}]"
         learns = phase.expressions > 0 or (phase.aligned > 0 and training.alignment_weight > 0)
@@ -374,10 +387,10 @@ def _check_values(data: DataRecipe, training: TrainingRecipe) -> None:
         ]
     if validation := training.validation:
         where = "training.validation"
-        counts = [count for count in (validation.every, validation.photos, validation.patience) if count is not None]
+        numbers = [count for count in (validation.every, validation.photos, validation.patience) if count is not None]
         rules += [
             (bool(data.val), f"{where} has nothing to read; name data.val"),
-            (min(counts) > 0, f"{where}: every, photos and patience must be 1 or more"),
+            (min(numbers) > 0, f"{where}: every, photos and patience must be 1 or more"),
             (validation.measure in MEASURES, f"{where}.measure must be one of: {', '.join(MEASURES)}"),
         ]
     for holds, fault in rules:

@@ -312,7 +312,7 @@ def build_trainer(
     arguments = _arguments(training, steps)
     dataset = PhotoDataset(photos, recipe.data, training, model.config)
     done = _step(checkpoint) if checkpoint else 0
-    sampler = PhotoSampler(len(dataset), training, range(done, steps), arguments.process_index, arguments.world_size)
+    sampler = PhotoSampler(dataset.parts, training, range(done, steps), arguments.process_index, arguments.world_size)
     batches = Batches(
         dataset,
         batch_sampler=sampler,
