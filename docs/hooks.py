@@ -1,4 +1,4 @@
-"""What stands beside docs/ joins the site: the model card, the changes, how to contribute, security."""
+"""Adds the pages outside docs/ to the site: the model card, the changes, how to contribute, security."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """In the site all pages lie in one folder; in the repository these lie one above the others."""
+    """Changes links: in the site all pages are in one folder; in the repository, these are one above the others."""
     if page.file.src_uri in JOINED:
         return markdown.replace("](docs/", "](")
     return re.sub(rf"\]\(\.\./({'|'.join(map(re.escape, JOINED))})", r"](\1", markdown)
