@@ -234,6 +234,17 @@ def test_a_fine_target_is_the_mask_itself(dataset, target):
     assert sample.targets.mean() == pytest.approx(mask.mean(), rel=0.05)
 
 
+def test_the_released_codes_target_grows_by_what_bilinear_resizing_touches(dataset):
+    """64×48 to 32×32 with the corners aligned: columns 7 to 29 lie between 3.4 and 14.3 of the target's."""
+    mask = mask_of(3, 7, 17, 30)
+    target = dataset([("x", "", mask)], [Phase(9, 1, 1, side=64)], target="dilated")[0, 0, 0].targets[0, 0]
+    assert target.shape == (32, 32) and set(target.unique().tolist()) == {0.0, 1.0}
+    columns = target.any(dim=0).nonzero().flatten()
+    assert (columns[0], columns[-1]) == (3, 14)
+    half = dataset([("x", "", mask)], [Phase(9, 1, 1, side=64)], target="half")[0, 0, 0].targets[0, 0]
+    assert target.sum() > half.sum() and (target >= half).all()
+
+
 def test_a_referent_thinner_than_a_pixel_of_the_target_is_still_there(dataset):
     speck = mask_of(20, 33, 21, 34)
     assert dataset([("x", "", speck)], target="half")[0, 0, 0].targets.sum() == 1
@@ -370,6 +381,14 @@ def test_jitter_keeps_which_colour_is_strongest(dataset):
     images = [dataset([BAG], jitter=0.5)[0, step, 0].image for step in range(5)]
     assert len({round(image.mean().item(), 4) for image in images}) == 5
     assert all(torch.equal(image[0], image[2]) for image in images)  # grey stays grey
+
+
+def test_grey_photographs(tmp_path):
+    Image.new("RGB", (WIDTH, HEIGHT), "red").save(tmp_path / "red.png")
+    row = Row(tmp_path / "red.png", 1, HEIGHT, WIDTH, "the wall", encode_mask(REFERENT))
+    for share, grey in ((0.0, False), (1.0, True)):
+        image = photo_dataset([[row]], greyscale=share)[0, 0, 0].image
+        assert torch.equal(image[0], image[2]) == grey
 
 
 def test_collated_batch(dataset):

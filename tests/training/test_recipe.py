@@ -62,7 +62,7 @@ def test_an_unknown_key_names_the_valid_ones_and_the_near_one(recipe, changes, k
 
 
 def test_a_key_like_no_other_is_not_guessed_at(recipe):
-    with pytest.raises(RefsegError, match=r"unknown recipe key data\.qqqq; valid: absent, crop, draw, jitter"):
+    with pytest.raises(RefsegError, match=r"unknown recipe key data\.qqqq; valid: absent, crop, draw, greyscale"):
         recipe(data={"qqqq": 1})
 
 
@@ -120,6 +120,9 @@ def phases(**changes):
             "one and the same number of expressions",
         ),
         ({"training": {"target": "third"}}, "training.target must be one of: cells, half, full"),
+        ({"data": {"greyscale": 2}}, r"data\.greyscale must lie between 0 and 1"),
+        ({"training": {"schedule": "cosine"}}, "training.schedule must be one of: polynomial, plateau"),
+        ({"training": {"schedule": "plateau"}}, r"plateau needs a training\.validation and no warmup_steps"),
         ({"training": {"accumulate": 0}}, "accumulate must be 1 or more"),
         ({"training": {"max_grad_norm": -1}}, "max_grad_norm must be 0 or more"),
         ({"training": {"bf16": True, "fp16": True}}, "exclude each other"),

@@ -111,7 +111,7 @@ def test_every_checkpoint_of_a_run_is_a_model(straight):
     assert all(torch.equal(tensor, last[name]) for name, tensor in load_file(folder / "model.safetensors").items())
 
 
-def validated(tmp_path, monkeypatch, scores, steps, **validation):
+def validated(tmp_path, monkeypatch, scores, steps, training=(), **validation):
     """A run whose readings find these scores, one after the other; its folder, its last state and its readings."""
     import refseg.training.trainer
 
@@ -127,7 +127,7 @@ def validated(tmp_path, monkeypatch, scores, steps, **validation):
         tmp_path,
         steps=steps,
         data={"val": ["scenes:2:1"]},
-        training={"save_steps": 3, "warmup_steps": 0, "validation": {"every": 2, **validation}},
+        training={"save_steps": 3, "warmup_steps": 0, "validation": {"every": 2, **validation}, **dict(training)},
     )
     folder = train(recipe)
     *_, last = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
@@ -163,6 +163,23 @@ def test_a_run_without_gain_ends(tmp_path, monkeypatch):
     assert len(asked) == 3 and state["best_global_step"] == 2
     assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3", "checkpoint-6"}
     assert (folder / "model.safetensors").read_bytes() == (folder / "checkpoint-2" / "model.safetensors").read_bytes()
+
+
+def test_the_rate_falls_where_readings_stay(tmp_path, monkeypatch):
+    """The best reading is the second; the third after it that is no better divides the rate by ten."""
+    values = {"schedule": "plateau", "log_steps": 1, "learning_rate": 1e-3, "backbone_learning_rate": 1e-3}
+    scores = [0.1, 0.5, 0.5, 0.4, 0.4, 0.3, 0.2]
+    _, state, _ = validated(tmp_path, monkeypatch, scores, 7, values, every=1)
+    rates = [line["learning_rate"] for line in state["log_history"] if "learning_rate" in line]
+    assert rates == pytest.approx([1e-3] * 5 + [1e-4] * 2)
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_weight_decay_spares_vectors_unless_told_not_to(tmp_path, everything):
+    values = {"weight_decay": 0.25, "decay_vectors": everything}
+    folder = train(write_recipe(tmp_path, steps=1, training=values))
+    groups = torch.load(folder / "checkpoint-1" / "optimizer.pt", weights_only=True)["param_groups"]
+    assert {group["weight_decay"] for group in groups} == ({0.25} if everything else {0.0, 0.25})
 
 
 def test_readings_change_nothing_in_the_training(straight, tmp_path):

@@ -22,6 +22,7 @@ from refseg.data.expressions.typed import KIND as TYPED
 from refseg.data.expressions.typed import NOTHING
 from refseg.data.table import Row
 from refseg.errors import RefsegError
+from refseg.evaluation.protocols import SHNET
 from refseg.models.interface import ReferringConfig
 from refseg.photo import read_photo
 from refseg.training.recipe import DataRecipe, Phase, TrainingRecipe
@@ -173,8 +174,11 @@ class PhotoDataset(Dataset[Sample]):
             if (absent := self._absent(rng, self.photos[index])) is not None:
                 expressions[number] = absent
                 targets[number] = rivals[number] = 0
+        shown = view.show(photo)
+        if rng.random() < self.data.greyscale:
+            shown = ImageOps.grayscale(shown).convert("RGB")
         return Sample(
-            image=to_square(jitter(rng, view.show(photo), self.data.jitter), view.side),
+            image=to_square(jitter(rng, shown, self.data.jitter), view.side),
             expressions=expressions,
             targets=targets,
             rivals=rivals,
@@ -211,8 +215,11 @@ class PhotoDataset(Dataset[Sample]):
         def target(row: Row) -> np.ndarray[Any, Any]:
             if row.counts not in maps:
                 mask = view.show(Image.fromarray(row.mask().astype(np.uint8) * 255))
-                share = np.asarray(mask.resize((side, side), Image.Resampling.BOX), np.float32) / 255
-                maps[row.counts] = share if self.training.target == "cells" else covered(share)
+                if self.training.target == "dilated":
+                    maps[row.counts] = SHNET.bring_target(np.asarray(mask) > 0, view.side).astype(np.float32)
+                else:
+                    share = np.asarray(mask.resize((side, side), Image.Resampling.BOX), np.float32) / 255
+                    maps[row.counts] = share if self.training.target == "cells" else covered(share)
             return maps[row.counts]
 
         nothing = np.zeros((side, side), np.float32)
@@ -224,7 +231,7 @@ class PhotoDataset(Dataset[Sample]):
         """Pixels along one side of the targets of a network input of `side` pixels."""
         if self.training.target == "cells":
             return scaled_grid(side, self.config) * self.config.magnification
-        return side // 2 if self.training.target == "half" else side
+        return side if self.training.target == "full" else side // 2
 
     def _absent(self, rng: np.random.Generator, rows: list[Row]) -> str | None:
         """An expression of another photograph whose label this one lacks; None where none is at hand.

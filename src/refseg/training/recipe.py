@@ -17,7 +17,9 @@ from refseg.errors import RefsegError
 
 DRAWS = ("photographs", "expressions")
 """What a round of training can show once; see `DataRecipe.draw`."""
-TARGETS = ("cells", "half", "full")
+SCHEDULES = ("polynomial", "plateau")
+"""How the learning rate can fall; see `TrainingRecipe.schedule`."""
+TARGETS = ("cells", "half", "full", "dilated")
 """What mask logits can be compared with; see `TrainingRecipe.target`."""
 MEASURES = ("mean_iou", "overall_iou")
 """By what the best of a run can be chosen."""
@@ -47,6 +49,8 @@ class DataRecipe:
     """Smallest side of a crop, as a share of the photograph's side. Small crops make small things large."""
     jitter: float = 0.2
     """Greatest change of brightness and contrast."""
+    greyscale: float = 0.0
+    """Share of photographs shown in grey, colours in their sentences or not."""
     word_dropout: float = 0.03
     """Share of words shown as unknown, so that the unknown word means something."""
     absent: float = 0.0
@@ -107,8 +111,15 @@ class TrainingRecipe:
     backbone_learning_rate: float = 0.0
     """Rate of the backbone where the model does not freeze it."""
     weight_decay: float = 9e-5
+    decay_vectors: bool = False
+    """Whether the weight decay also reaches biases and norms."""
+    schedule: str = "polynomial"
+    """How the learning rate falls: `polynomial` (paper, section 4.2), or `plateau`.
+
+    `plateau` divides the rate by ten after three readings of the validation in a row without a gain of a thousandth.
+    """
     power: float = 0.7
-    """Of the polynomial decay (paper, section 4.2)."""
+    """Of the polynomial schedule."""
     warmup_steps: int = 0
     alignment_weight: float = 0.0
     dice_weight: float = 0.0
@@ -120,7 +131,8 @@ class TrainingRecipe:
     """What the mask logits are compared with.
 
     `cells`: the share of each logit's cell that the mask covers. `half` and `full`: the mask itself, at half or all of
-    the side of the network input, to which the logits are resized.
+    the side of the network input, to which the logits are resized. `dilated`: every pixel at half the side that the
+    mask touches when it is resized bilinearly, as in the code that SHNet's authors released.
     """
     accumulate: int = 1
     """Batches whose gradients make one step: as many photographs more, in the memory of one batch."""
@@ -366,9 +378,14 @@ def _check_values(data: DataRecipe, training: TrainingRecipe) -> None:
         (training.accumulate > 0, "training.accumulate must be 1 or more"),
         (training.max_grad_norm >= 0, "training.max_grad_norm must be 0 or more"),
         (training.target in TARGETS, f"training.target must be one of: {', '.join(TARGETS)}"),
+        (training.schedule in SCHEDULES, f"training.schedule must be one of: {', '.join(SCHEDULES)}"),
+        (
+            training.schedule != "plateau" or (training.validation is not None and not training.warmup_steps),
+            "training.schedule: plateau needs a training.validation and no warmup_steps",
+        ),
         (not (training.bf16 and training.fp16), "training.bf16 and fp16 exclude each other; keep one"),
     ]
-    for share in ("mirror", "crop", "jitter", "word_dropout", "absent"):
+    for share in ("mirror", "crop", "jitter", "greyscale", "word_dropout", "absent"):
         rules.append((0 <= getattr(data, share) <= 1, f"data.{share} must lie between 0 and 1"))
     if data.draw == "expressions":
         counts = {phase.expressions for phase in training.phases}

@@ -164,7 +164,8 @@ class RecipeTrainer(Trainer):
                 if parameter.requires_grad:
                     of_backbone = ".backbone." in name
                     rate = self.recipe.backbone_learning_rate if of_backbone else self.recipe.learning_rate
-                    decay = self.recipe.weight_decay if parameter.ndim > 1 else 0.0
+                    decays = parameter.ndim > 1 or self.recipe.decay_vectors
+                    decay = self.recipe.weight_decay if decays else 0.0
                     groups.setdefault((rate, decay), []).append(parameter)
             self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
                 [{"params": p, "lr": lr, "weight_decay": wd} for (lr, wd), p in groups.items()], fused=True
@@ -254,6 +255,8 @@ class RecipeTrainer(Trainer):
             shutil.rmtree(unfinished)
 
 
+PLATEAU = {"mode": "max", "patience": 2, "threshold": 1e-3, "min_lr": 1e-8}
+"""PyTorch's ReduceLROnPlateau as the code that SHNet's authors released sets it."""
 KEPT = 2
 """Checkpoints that stay, the best one aside."""
 ALIGNMENT = "alignment.safetensors"
@@ -340,8 +343,8 @@ def _arguments(training: TrainingRecipe, steps: int) -> TrainingArguments:
         max_steps=steps,
         gradient_accumulation_steps=training.accumulate,
         learning_rate=training.learning_rate,
-        lr_scheduler_type="polynomial",
-        lr_scheduler_kwargs={"power": training.power, "lr_end": 1e-8},
+        lr_scheduler_type="polynomial" if training.schedule == "polynomial" else "reduce_lr_on_plateau",
+        lr_scheduler_kwargs=PLATEAU if training.schedule == "plateau" else {"power": training.power, "lr_end": 1e-8},
         warmup_steps=min(training.warmup_steps, whole_run(training) // 2),
         max_grad_norm=training.max_grad_norm,
         bf16=training.bf16 and computes_in_bf16(),
@@ -350,6 +353,7 @@ def _arguments(training: TrainingRecipe, steps: int) -> TrainingArguments:
         save_steps=training.save_steps,
         eval_strategy="no" if validation is None else "steps",
         eval_steps=None if validation is None else validation.every,
+        metric_for_best_model=None if validation is None else f"eval_{validation.measure}",
         logging_steps=training.log_steps,
         report_to=training.report_to or "none",
         seed=training.seed,
