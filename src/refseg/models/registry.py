@@ -11,7 +11,10 @@ from refseg.errors import RefsegError
 if TYPE_CHECKING:
     from refseg.models.interface import ReferringNetwork
 
-NETWORKS = {"shnet": "refseg.models.shnet:SHNet"}
+NETWORKS = {
+    "shnet": "refseg.models.shnet:SHNet",
+    "rrn": "refseg.models.rrn:RRN",
+}
 """Where each network is: its module and its class."""
 
 

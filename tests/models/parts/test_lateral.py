@@ -67,7 +67,7 @@ def test_the_lstm_is_tensorflows():
 def test_word_vectors_start_small_and_padding_at_zero(freeze):
     encoder = ForgetLSTMEncoder(50, 6, 4, 0.0, freeze=freeze)
     vectors = encoder.embedding.weight
-    assert (vectors[0] == 0).all() and 0 < vectors[1:].abs().min() and vectors.abs().max() <= 0.08
+    assert (vectors[0] == 0).all() and vectors[1:].abs().min() > 0 and vectors.abs().max() <= 0.08
     assert vectors.requires_grad is not freeze
     with torch.device("meta"):
         lstm = ForgetLSTMEncoder(2, 1000, 1000, 0.0, freeze=False).lstm

@@ -3,16 +3,30 @@ by 1×1 convolutions."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from refseg.models.parts.backbone import build_backbone
+from refseg.models.parts.backbone import IMAGENET_MEAN, IMAGENET_STD, build_backbone
 from refseg.models.parts.convlstm import resized
 from refseg.models.parts.image_encoder import ImageEncoder
 
 COORDINATES = 8
 """Channels of `coordinates`."""
+DEEPLAB_320: dict[str, Any] = {
+    "backbone_config": {"model_type": "resnet", "depths": [3, 4, 23, 3], "layer_type": "bottleneck"},
+    "output_stride": 8,
+    "pixel_mean": IMAGENET_MEAN,
+    "pixel_std": IMAGENET_STD,
+    "image_size": 320,
+    "grid": 40,
+    "max_words": 20,
+    "dropout": 0.0,
+}
+"""The settings that RRN, CMSA, STEP, BRINet, LSCM, CMPC and BUSNet share: a frozen ResNet-101 on 320 pixels, dilated to
+maps of 40×40. Theirs is that of DeepLab-v2, which dilates its last stage evenly; ours by 1-2-4, as DeepLabv3+ does."""
 
 
 def coordinates(like: Tensor) -> Tensor:
