@@ -33,12 +33,12 @@ class Instance:
     """(H, W) bool, as displayed; never empty."""
     crowd: bool
     stuff: bool
-    """Whether its category is no thing: sky, grass, a wall."""
+    """Whether its category is stuff, not a thing: sky, grass, a wall."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class AnnotatedPhoto:
-    """One photograph of an instance file with what is annotated in it."""
+    """One photograph of an instance file, with its annotations."""
 
     path: Path
     image_id: int | str
@@ -54,9 +54,9 @@ def read_instances(
 ) -> Iterator[AnnotatedPhoto]:
     """The photographs of a COCO-format instance file, in its order.
 
-    `images` is the folder of the photographs, by default `images/` beside the file; `only`: the ids of the photographs
-    wanted, by default all. Photographs and segments that cannot be used are skipped with a warning. Raises RefsegError
-    where the file is no instance file.
+    `images` is the folder of the photographs, by default `images/` next to the file. `only` has the ids of the
+    photographs to read, by default all. Photographs and segments that cannot be used are skipped with a warning.
+    Raises RefsegError if the file is not an instance file.
     """
     document = _read(instances)
     folder = images if images is not None else instances.parent / "images"
@@ -107,7 +107,7 @@ def _read(instances: Path) -> dict[str, Any]:
 
 
 def _pixels(path: Path) -> npt.NDArray[np.uint8] | None:
-    """The photograph as displayed, (H, W, 3) uint8; None, with a warning, where it cannot be read."""
+    """The photograph as displayed, (H, W, 3) uint8. If it cannot be read, None, with a warning."""
     try:
         return np.asarray(read_photo(path))
     except RefsegError as fault:
@@ -135,7 +135,7 @@ def _instances(
 
 
 def _mask(segmentation: Any, height: int, width: int) -> Mask:
-    """A segment's mask (H, W) from polygons or run lengths; ValueError if it is damaged or of another size."""
+    """A segment's mask (H, W) from polygons or run lengths. Raises ValueError if it is damaged or of another size."""
     if isinstance(segmentation, dict):
         declared = [int(side) for side in segmentation["size"]]
         if declared != [height, width]:

@@ -1,4 +1,4 @@
-"""Rendered scenes: coloured shapes before stuff, for tests and a first training without a download."""
+"""Rendered scenes: coloured shapes in front of stuff, for tests and for training without a download."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float64]
 RGB = tuple[int, int, int]
 
 VERSION = 4
-"""Goes up whenever the same seed would render other pixels, so that caches of older scenes are left alone."""
+"""Goes up whenever the same seed would render other pixels, so that older cached scenes are not used."""
 
 COLOURS: dict[str, RGB] = {
     "black": (20, 20, 22),
@@ -64,18 +64,18 @@ _PLAIN = (("wall",), ("table",), ("sand",))
 
 _SIDES = ((160, 160), (128, 160), (160, 128))
 _RADII = (0.13, 0.2, 0.3)
-"""Small, medium and large as shares of the longer side, further apart than the jitter reaches."""
+"""Small, medium and large, as shares of the longer side. They differ by more than the jitter."""
 
 _MARKS_PER_SIDE = 11
-"""Stripes of a marking would fit so often into the longer side."""
+"""How many stripes of a marking would fit into the longer side."""
 _MARKED = 0.35
-"""Share of a stripe that is marked; less than half of a shape in every marking, so that its colour stays its colour."""
+"""Share of a stripe that is marked. It is less than half of any shape, so that the shape keeps its colour."""
 
 _LEAST_VISIBLE = 0.65
-"""A shape less visible than this share of itself is no longer recognised by its outline."""
+"""The share of a shape that must be visible to recognise it by its outline."""
 
 _LEAST_CONTRAST = 90.0
-"""Euclidean RGB distance below which a shape would melt into the background."""
+"""Euclidean RGB distance below which a shape could not be seen against the background."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,16 @@ class _Shape:
     label: str
     colour: str
     rgb: Floats
-    """Its colour with its marking, (n, n, 3) in about 0..255."""
+    """The colour with the marking, (n, n, 3) in about 0..255."""
     coverage: Floats
-    """Share of each pixel that the shape fills, (n, n) in 0..1."""
+    """The share of each pixel that the shape covers, (n, n) in 0..1."""
 
 
 @dataclass
 class _Placed:
     shape: _Shape
     full: int
-    """Pixels of the whole shape, before anything hides it."""
+    """How many pixels the whole shape has, before anything hides it."""
     visible: Mask
 
 
@@ -100,7 +100,7 @@ class _Placed:
 class _Scene:
     pixels: npt.NDArray[np.uint8]
     segments: list[tuple[str, Mask]]
-    """Label and visible mask (H, W), stuff first; the masks do not overlap."""
+    """Labels and visible masks (H, W), stuff first. The masks do not overlap."""
 
 
 def render(folder: Path, count: int, seed: int = 0) -> Path:
@@ -108,9 +108,9 @@ def render(folder: Path, count: int, seed: int = 0) -> Path:
 
     Photographs are `folder/images/*.png`, RGB, longer side 160. The annotations follow COCO: compressed
     RLE, xywh boxes, categories with `isthing`; each mask is what is visible of its shape or region.
-    Scene i depends on `seed` and i alone, never on `count`, so unseen scenes need another seed.
-    The folder appears whole or not at all.
-    Raises RefsegError if a number is out of range or the folder is in use or cannot be written.
+    Scene i depends only on `seed` and i, not on `count`, so unseen scenes need another seed.
+    The folder appears complete or not at all.
+    Raises RefsegError if a number is out of range, or if the folder is in use or cannot be written.
     """
     if count < 1 or seed < 0:
         raise RefsegError(f"{count} scenes with seed {seed} cannot be drawn; give a count from 1 and a seed from 0")
@@ -168,7 +168,7 @@ def _scene(rng: np.random.Generator) -> _Scene:
     labels, regions = _regions(rng, height, width)
     pixels = _background(rng, labels, regions)
     placed: list[_Placed] = []
-    # From large to small, because later shapes lie in front.
+    # From large to small, because later shapes are in front.
     for shape in sorted(_shapes(rng, labels, max(height, width)), key=lambda shape: -len(shape.coverage)):
         _place(rng, shape, placed, pixels)
     shown = np.zeros((height, width), dtype=bool)
@@ -181,7 +181,7 @@ def _scene(rng: np.random.Generator) -> _Scene:
 
 
 def _regions(rng: np.random.Generator, height: int, width: int) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
-    """Labels of the stuff and, per pixel, which of them it is, (H, W)."""
+    """Labels of the stuff and, for each pixel, the number of its label, (H, W)."""
     layouts = (_STACKED, _STACKED, _BESIDE, _PLAIN)[rng.integers(4)]
     labels = layouts[rng.integers(len(layouts))]
     down, right = np.mgrid[0:height, 0:width] / (np.array([height, width]).reshape(2, 1, 1) - 1)
@@ -208,7 +208,7 @@ def _background(rng: np.random.Generator, labels: tuple[str, ...], regions: npt.
 def _shapes(rng: np.random.Generator, background: tuple[str, ...], side: int) -> Iterator[_Shape]:
     """2 to 5 shapes.
 
-    Labels repeat in most scenes and colours in many, so that neither alone tells which shape is meant."""
+    Labels repeat in most scenes and colours in many, so that neither is enough to identify a shape."""
     ground = np.array([STUFF[label] for label in background], dtype=float)
     allowed = [
         name for name, rgb in COLOURS.items() if np.linalg.norm(ground - np.array(rgb), axis=1).min() >= _LEAST_CONTRAST
@@ -230,7 +230,7 @@ def _again_or_new(rng: np.random.Generator, used: list[str], names: list[str], a
 
 
 def _place(rng: np.random.Generator, shape: _Shape, placed: list[_Placed], pixels: Floats) -> None:
-    """Draws the shape in front of the others where all stay recognisable, or leaves it out.
+    """Draws the shape in front of the others if all stay recognisable. Otherwise leaves it out.
 
     Changes `pixels` and the visible masks of `placed`, and appends to `placed`."""
     height, width = pixels.shape[:2]
@@ -257,7 +257,7 @@ def _place(rng: np.random.Generator, shape: _Shape, placed: list[_Placed], pixel
 def _tolerates(behind: _Placed, shape: _Shape, mask: Mask) -> bool:
     left = int((behind.visible & ~mask).sum())
     hidden = int(behind.visible.sum()) - left
-    # Two overlapping shapes of one colour would read as a single one.
+    # Two overlapping shapes of one colour would look like one.
     return left >= _LEAST_VISIBLE * behind.full and not (hidden and behind.shape.colour == shape.colour)
 
 
@@ -269,14 +269,14 @@ def _marked(rng: np.random.Generator, label: str, rgb: Floats, n: int, side: int
 
 
 def _shade(rgb: Floats) -> Floats:
-    """A darker shade that no name of another colour fits; black has none, and much darker white would be grey."""
+    """A darker shade that fits no other colour's name. Black has none, and a much darker white would be grey."""
     if rgb.max() <= 60:
         return rgb + 60
     return rgb * (0.73 if rgb.min() > 230 else 0.55)
 
 
 def _coverage(rng: np.random.Generator, label: str, radius: float) -> Floats:
-    """The outline filled at four times the size and averaged down: share of each pixel, (n, n) in 0..1."""
+    """The share of each pixel inside the outline, (n, n) in 0..1, filled at four times the size and averaged."""
     n = 2 * int(np.ceil(radius)) + 2
     angle = np.radians(rng.uniform(-12, 12))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -336,9 +336,9 @@ _OUTLINES: dict[str, Callable[[], Floats]] = {
     "cross": _cross,
 }
 
-# As real kinds of things have their texture: a network tells textures apart long before outlines.
-# From how far a pixel stands within its horizontal and its vertical stripe (0..1), and within the shape (-1..1),
-# each (n, n): whether it is marked.
+# Each kind has its texture, as real things do: a network learns textures long before outlines.
+# Whether a pixel is marked, (n, n), by its position within its horizontal and its vertical stripe (0..1) and within
+# the shape (-1..1), each (n, n).
 _MARKINGS: dict[str, Callable[[Floats, Floats, Floats, Floats], Mask]] = {
     "circle": lambda down, right, y, x: down < 0,
     "square": lambda down, right, y, x: down < _MARKED,

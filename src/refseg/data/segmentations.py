@@ -1,4 +1,4 @@
-"""Segmentations as annotations hold them, checked and encoded: polygons, run lengths of either kind, masks in files."""
+"""Segmentations of annotations, checked and encoded: polygons, run lengths of either kind, masks in files."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Unusable(Exception):  # noqa: N818 (a fact about one item, not a fault of 
 
 
 def declared_size(segmentation: Any) -> Size | None:
-    """The size that a mask claims for itself; polygons claim none. Raises Unusable."""
+    """The size that a mask states. Polygons state none. Raises Unusable."""
     try:
         if isinstance(segmentation, dict):
             height, width = segmentation["size"]
@@ -50,7 +50,7 @@ def declared_size(segmentation: Any) -> Size | None:
         raise Unusable(Reason.NO_MASK, f"there is no {Path(segmentation).name}") from fault
     except (RefsegError, Unusable):
         raise
-    except Exception as fault:  # a damaged file surfaces as any error of any decoder
+    except Exception as fault:  # a damaged file can raise any error of any decoder
         raise Unusable(Reason.DAMAGED, first_line(fault)) from fault
     return None
 
@@ -58,7 +58,7 @@ def declared_size(segmentation: Any) -> Size | None:
 def encode_segmentation(segmentation: Any, size: Size) -> dict[str, Any]:
     """Compressed COCO run lengths of polygons, of run lengths of either kind, or of a mask's file.
 
-    Raises Unusable if there is no mask or it is none.
+    Raises Unusable if there is no mask, or if it is not a mask.
     """
     if segmentation is None or segmentation == []:
         raise Unusable(Reason.NO_MASK, "the annotations have none")
@@ -78,7 +78,7 @@ def encode_segmentation(segmentation: Any, size: Size) -> dict[str, Any]:
 
 
 def _check_polygons(polygons: list[Any], size: Size) -> None:
-    """pycocotools is compiled: it takes memory by the length of an edge, and reads what is not checked here."""
+    """Checked here because pycocotools is compiled: it takes memory by the length of an edge, and checks nothing."""
     limit = 2 * max(size)
     for ring in polygons:
         if not isinstance(ring, list) or len(ring) < 6 or len(ring) % 2:
@@ -88,7 +88,7 @@ def _check_polygons(polygons: list[Any], size: Size) -> None:
 
 
 def _run_lengths(segmentation: Any, size: Size) -> dict[str, Any]:
-    """Checked in Python first: pycocotools writes past its memory where compressed run lengths are crafted."""
+    """Checked in Python first, because crafted run lengths make pycocotools write past its memory."""
     counts = segmentation["counts"]
     if isinstance(counts, str | bytes):
         counts = run_lengths(counts.encode("ascii") if isinstance(counts, str) else counts).tolist()

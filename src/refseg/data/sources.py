@@ -29,15 +29,18 @@ _ACCEPTED = (
 def load_rows(spec: str, *, per_photo: int = 40, seed: int = 0) -> list[Row]:
     """The rows that `spec` names.
 
-    `NAME.jsonl` is read as it stands. For `NAME.json` (COCO format, photographs in `images/` next to it) and
-    for `scenes:COUNT[:SEED]` at most `per_photo` expressions of each photograph are generated with `seed`;
-    their split is the last two folders' names ("photos-coco/val") or "scenes". `NAME.json+SENTENCES.jsonl` adds
-    all the sentences that people typed for these photographs (see `typed_rows`), with the same split.
-    Scenes are rendered once into `$REFSEG_CACHE` or, if that is not set, the user's cache folder; SEED is 0 unless
-    given.
-    `unc:val`, `unc+:testA`, `gref-umd:test`, `gref-google:val`, `referit:test` and the like are the published
-    splits, from the copy under `$REFSEG_DATA`; what of them cannot be used is logged.
-    Raises RefsegError if `spec` is none of these, a file is missing, or no expression results.
+    - `NAME.jsonl` is a table and is read as it is.
+    - `NAME.json` is an instance file in COCO format, with its photographs in `images/` next to it. At most `per_photo`
+      expressions of each photograph are generated with `seed`. Their split is the names of the last two folders, such
+      as "photos-coco/val".
+    - `NAME.json+SENTENCES.jsonl` adds all sentences that people typed for these photographs (see `typed_rows`), with
+      the same split.
+    - `scenes:COUNT` and `scenes:COUNT:SEED` are rendered scenes of the split "scenes". SEED is 0 unless given. Scenes
+      are rendered once, into `$REFSEG_CACHE` or else the user's cache folder.
+    - `unc:val`, `unc+:testA`, `gref-umd:test`, `referit:test`, `grefcoco:val` and so on are published splits, from the
+      copy under `$REFSEG_DATA`. What cannot be used is logged.
+
+    Raises RefsegError if `spec` is none of these, if a file is missing, or if there are no expressions.
     """
     name, _, split = spec.partition(":")
     if spec.startswith("scenes:"):
@@ -56,7 +59,7 @@ def load_rows(spec: str, *, per_photo: int = 40, seed: int = 0) -> list[Row]:
 
 
 def read_dataset(dataset: Dataset, root: Path, unpack: Path | None = None) -> Copy:
-    """The copy of a published dataset under `root`; `unpack` is a folder for photographs that a copy embeds.
+    """The copy of a published dataset under `root`. `unpack` is a folder for photographs that are inside a copy.
 
     Raises RefsegError if there is no copy, half a copy, or a damaged one.
     """
@@ -67,8 +70,8 @@ def read_dataset(dataset: Dataset, root: Path, unpack: Path | None = None) -> Co
 def check_partition(copy: Copy, split: str) -> None:
     """Warns if a split is not as large as the published one. Raises RefsegError if it is larger.
 
-    More referents than were published are those of another partition, and its test photographs may be among
-    this one's training photographs.
+    A split with more referents than were published is of another partition. That partition's test photographs may be
+    among this one's training photographs.
     """
     found, published = count(copy.of(split)), copy.dataset.splits[split]
     name = f"{copy.dataset.name}:{split}"
@@ -85,7 +88,7 @@ def check_partition(copy: Copy, split: str) -> None:
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: `$REFSEG_CACHE` or the user's cache folder."""
+    """The folder for files that can be made again: `$REFSEG_CACHE`, or the user's cache folder."""
     if chosen := os.environ.get("REFSEG_CACHE"):
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
@@ -131,7 +134,7 @@ def _file(name: str) -> Path:
 
 
 def _annotated(path: Path, per_photo: int, seed: int, sentences: Path | None = None) -> list[Row]:
-    """Generated rows of an instance file, and behind them those of the typed sentences where there are any."""
+    """Generated rows of an instance file, followed by the rows of the typed sentences, if there are any."""
     images = path.parent / "images"
     if not images.is_dir():
         raise RefsegError(f"{path} has no folder images/ next to it; put the photographs there")
@@ -151,7 +154,7 @@ def _scenes(spec: str) -> Path:
         try:
             rendered.render(folder, count, seed)
         except RefsegError:
-            # Another process may have finished the same folder first; then its scenes are as good.
+            # Another process may have finished the same folder first. Its scenes are the same.
             if not instances.is_file():
                 raise
     return instances

@@ -1,4 +1,4 @@
-"""The expression table: one row per expression, the common currency of training and evaluation."""
+"""The expression table, with one row per expression. Training and evaluation both read it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from refseg.masks import Mask, decode_mask
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One expression and the mask it means."""
+    """One expression and its referent's mask."""
 
     image: Path
     """The photograph's file."""
@@ -29,16 +29,16 @@ class Row:
     counts: str
     """The referent's mask as compressed COCO run lengths, H×W as displayed."""
     segment_ids: tuple[int, ...] = ()
-    """Annotations whose union is the mask; more than one for expressions such as "both shoes"."""
+    """The ids of the annotations whose union is the mask. Several for expressions such as "both shoes"."""
     label: str = ""
-    """The referent's category as the annotation names it; empty where there is none."""
+    """The referent's category, as the annotation names it. Empty if there is none."""
     kind: str = ""
     """What the expression relies on: category, colour, position, size, ordinal, relation, stuff, several, …
 
     "typed" for one that a person typed, "nothing" for one that means nothing in its photograph.
     """
     siblings: int = 0
-    """How many other segments of the photograph carry the referent's label."""
+    """How many other segments of the photograph have the referent's label."""
     split: str = ""
     heads: tuple[int, ...] = ()
     """The dependency tree of the expression: the place of each word's head, the root's own; empty where unknown.
@@ -58,7 +58,7 @@ class Row:
 
 
 def write_table(path: Path, rows: Iterable[Row]) -> int:
-    """Writes JSON lines, photographs as paths relative to the table; returns the number of rows.
+    """Writes JSON lines and returns the number of rows. Photographs are paths relative to the table.
 
     The file appears whole or not at all.
     """
@@ -105,6 +105,6 @@ def _row(path: Path, number: int, line: str) -> Row:
 
 
 def by_photograph(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    """The rows of one photograph after another, so that each is decoded and encoded once."""
+    """The rows, grouped by photograph, so that each photograph is decoded and encoded once."""
     for _, group in groupby(sorted(rows, key=lambda row: str(row.image)), key=lambda row: row.image):
         yield list(group)

@@ -1,7 +1,7 @@
 """What can truly be said of the segments of one photograph.
 
-A sentence is kept when its claim is +1 for its referent and −1 for everything else that its noun could mean:
-a borderline neighbour is as bad as a second match.
+A sentence is kept if its claim is +1 for its referent and −1 for everything else that its noun could mean.
+A borderline neighbour rules it out as a second match does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Claim = Callable[[Segment], int]
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """An expression and the segments it means together."""
+    """An expression and the segments that it means together."""
 
     kind: str
     referent: tuple[Segment, ...]
@@ -41,14 +41,14 @@ class Subject:
     name: Name
     others: tuple[Segment, ...]
     colour: str = ""
-    """Said before the noun where only segments of that colour are compared."""
+    """The colour in front of the noun, if only segments of that colour are compared."""
 
     def singles_out(self, claim: Claim) -> bool:
         return claim(self.segment) == 1 and all(claim(other) == -1 for other in self.others)
 
     @property
     def presumed(self) -> bool:
-        """Whether there is another of the same plain name, as "the biggest bag" presumes."""
+        """Whether there is another segment with the same plain name, as "the biggest bag" implies."""
         return any(self.name.is_plain_for(other.label) for other in self.others)
 
     @property
@@ -70,7 +70,7 @@ class Subject:
 
 
 def sentences(photo: SegmentedPhoto, draw: random.Random) -> Iterator[Sentence]:
-    """True and unambiguous sentences about a photograph; the same photograph and draw give the same sentences."""
+    """True and unambiguous sentences about a photograph. The same photograph and draw give the same sentences."""
     speaker = Speaker(draw)
     anchors = _anchors(photo, speaker)
     for segment in photo.segments:
@@ -88,14 +88,14 @@ def _subject(photo: SegmentedPhoto, speaker: Speaker, segment: Segment, name: Na
 
 
 def _own_names(photo: SegmentedPhoto, speaker: Speaker, segment: Segment) -> list[Name]:
-    """One or two of the segment's own names, the plainest most often."""
+    """One or two of the segment's own names, most often the plainest."""
     names_here = photo.names(segment)
     drawn = speaker.draw.sample(names_here[:1] * 2 + names_here, 2) if names_here else []
     return list({name.word: name for name in drawn}.values())
 
 
 def _broad_names(photo: SegmentedPhoto, speaker: Speaker, segment: Segment) -> Iterator[Name]:
-    """Now and then a word for a whole class ("vehicle"), for anything, or none at all."""
+    """Sometimes a word for a whole class ("vehicle"), a word for anything, or none at all."""
     for name in hypernyms(segment.label):
         if speaker.draw.random() < 0.3 and photo.usable(name):
             yield name
@@ -107,7 +107,7 @@ def _broad_names(photo: SegmentedPhoto, speaker: Speaker, segment: Segment) -> I
 
 
 def _row(photo: SegmentedPhoto) -> frozenset[str]:
-    """The one label of which there are three or more while all other things are single: "2nd from left" counts it."""
+    """The one label with three or more segments, if every other label has one. "2nd from left" then counts it."""
     many = [label for label, count in photo.count.items() if count > 1]
     placed = not photo.unplaced and len(many) == 1 and photo.count[many[0]] > 2
     return frozenset(many) if placed else frozenset()
@@ -142,7 +142,7 @@ def _colour_claims(subject: Subject) -> Iterator[tuple[str, dict[str, str], Clai
         yield phrases.DRESSED, {"c": dress}, lambda other: _dressed_in(other, dress)
 
 
-# The colours that skin and hair, which share the upper body with the clothes, do not have.
+# Skin and hair belong to the upper body too; they never have these colours.
 _DRESS_COLOURS = ("black", "white", "red", "blue", "green", "yellow")
 
 
@@ -157,7 +157,7 @@ def _region_claim(region: str) -> Claim:
 
 
 def _told_apart(subject: Subject) -> Iterator[Sentence]:
-    """By colour, by place, by both."""
+    """Sentences by colour, by place, and by both."""
     segment, draw = subject.segment, subject.speaker.draw
     colours = list(_colour_claims(subject))
     regions = [region for region in geometry.REGIONS if geometry.in_region(segment, region) == 1]
@@ -209,7 +209,7 @@ def _outermost(subject: Subject) -> Iterator[Sentence]:
 
 
 def _between_two(subject: Subject) -> bool:
-    """Whether the segment is the middle one of three, with no other nearer the photograph's middle."""
+    """Whether the segment is the middle one of three, and no other is nearer the middle of the photograph."""
     second = len(subject.others) == 2 and geometry.rank(subject.segment, subject.others, "left") == 2
     return second and all(geometry.in_region(other, "middle") < 1 for other in subject.others)
 
@@ -233,7 +233,7 @@ _SIZE_JUDGES: dict[str, tuple[Callable[[Segment, Segment], int], frozenset[str] 
     "shortest": (lambda segment, other: geometry.taller(other, segment), TALL),
     "longest": (geometry.taller, LONG),
 }
-"""Each judgement, and the labels that it makes sense for."""
+"""Each judgement, and the labels for which it makes sense."""
 
 
 def _by_size(subject: Subject) -> Iterator[Sentence]:
@@ -269,7 +269,7 @@ def _within_colour(subject: Subject) -> Iterator[Sentence]:
 
 
 def _denied(subject: Subject) -> Iterator[Sentence]:
-    """By what holds for all the others and surely not for the referent: "the person not on the left"."""
+    """By what is true of all the others and surely not of the referent: "the person not on the left"."""
     segment, others = subject.segment, subject.others
     for region, preposition in (
         ("left", "on"),
@@ -300,7 +300,7 @@ def _denied(subject: Subject) -> Iterator[Sentence]:
 
 
 def _anchors(photo: SegmentedPhoto, speaker: Speaker) -> list[tuple[Segment, str]]:
-    """Segments that a relation can lean on, each with words that single it out."""
+    """Segments that a relation can refer to, each with words that identify it."""
     found = []
     for segment in photo.segments:
         if segment.tiny or segment.crowd or segment.area < 0.001 or segment.label == "skin":
@@ -314,7 +314,7 @@ def _anchors(photo: SegmentedPhoto, speaker: Speaker) -> list[tuple[Segment, str
 
 
 def _adjective(subject: Subject) -> str | None:
-    """What must stand before the name to single the segment out: nothing, a colour or a side; None if that fails."""
+    """What identifies the segment in front of its name: nothing, a colour or a side. None if nothing does."""
     if not subject.others:
         return ""
     colour = subject.segment.colours.name() if subject.segment.label != "person" else ""
@@ -353,7 +353,7 @@ def _between(first: Segment, second: Segment) -> Claim:
 
 
 def _relations(photo: SegmentedPhoto, anchor: Segment) -> Iterator[tuple[str, Claim]]:
-    """What may be claimed of a segment with regard to the anchor."""
+    """What may be claimed about a segment in relation to the anchor."""
 
     def beside(side: str) -> Claim:
         return lambda segment: geometry.beside(segment, anchor, side)
@@ -374,7 +374,7 @@ def _relations(photo: SegmentedPhoto, anchor: Segment) -> Iterator[tuple[str, Cl
 
 
 def _several(photo: SegmentedPhoto, speaker: Speaker) -> Iterator[Sentence]:
-    """All of a name, a counted part of them in one place or of one colour, all but one."""
+    """All segments with a name, a counted part of them in one place or of one colour, or all but one."""
     for name in _collective_names(photo, speaker):
         members = photo.candidates(name)
         if len(members) < 2 or not all(name.is_plain_for(segment.label) for segment in members):
@@ -423,7 +423,7 @@ def _parts(speaker: Speaker, members: Sequence[Segment], say: Callable[..., Sent
 
 
 def _collective_names(photo: SegmentedPhoto, speaker: Speaker) -> list[Name]:
-    """Names with a plural; broad ones now and then."""
+    """Names that have a plural, sometimes broad ones."""
     found: dict[str, Name] = {}
     for segment in photo.segments:
         if photo.count[segment.label] > 1:

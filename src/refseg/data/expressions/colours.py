@@ -25,8 +25,8 @@ class _Region(NamedTuple):
 
 _ALL_HUES = (0.0, 360.0)
 
-# Strict regions leave gaps between neighbours and loose ones overlap, so that a borderline colour is neither
-# claimed ("the red bag") nor excluded ("the only red bag").
+# Strict regions leave gaps between neighbouring colours, and loose ones overlap. A borderline colour is therefore
+# neither claimed ("the red bag") nor excluded ("the only red bag").
 _STRICT: dict[str, tuple[_Region, ...]] = {
     "black": (_Region(_ALL_HUES, (0.0, 0.45), (0.0, 0.22)), _Region(_ALL_HUES, (0.0, 1.0), (0.0, 0.11))),
     "white": (_Region(_ALL_HUES, (0.0, 0.10), (0.82, 1.0)),),
@@ -64,14 +64,14 @@ class Colours(NamedTuple):
     perhaps: Shares
 
     def name(self) -> str:
-        """The one colour that most pixels surely have, or "" where none stands out."""
+        """The one colour that most pixels clearly have. "" if there is none."""
         best = int(np.argmax(self.surely))
         rival = float(np.partition(self.surely, -2)[-2])
         clear = self.surely[best] >= 0.55 and rival <= 0.4 * self.surely[best]
         return BASIC[best] if clear else ""
 
     def truth(self, colour: str) -> int:
-        """+1 where the segment is called by that colour, −1 where nobody would call it so, else 0."""
+        """+1 if people call the segment by that colour, −1 if nobody would, else 0."""
         if self.name() == colour:
             return 1
         return -1 if self.perhaps[BASIC.index(colour)] < 0.2 else 0

@@ -21,7 +21,7 @@ from refseg.data.instances import read_instances
 from refseg.data.table import Row
 from refseg.masks import encode_mask
 
-# Kinds that few photographs allow weigh more where they are possible.
+# Kinds that are possible in few photographs weigh more there.
 _KIND_WEIGHTS = {
     "category": 1.0, "colour": 1.2, "position": 1.3, "size": 1.5, "ordinal": 1.2, "relation": 1.1, "stuff": 1.6,
     "several": 0.9, "negation": 1.2, "closest": 6.0,
@@ -34,9 +34,9 @@ def generate(
 ) -> Iterator[Row]:
     """Up to `per_photo` expressions for each photograph of a COCO-format instance file.
 
-    `images` is the folder of the photographs, by default `images/` beside the file. Masks may be polygons or run
-    lengths. A photograph's expressions depend on its id, its content and the seed alone. Photographs and segments
-    that cannot be used are skipped with a warning. Raises RefsegError where the file is no instance file.
+    `images` is the folder of the photographs, by default `images/` next to the file. Masks may be polygons or run
+    lengths. A photograph's expressions depend only on its id, its content and the seed. Photographs and segments
+    that cannot be used are skipped with a warning. Raises RefsegError if the file is not an instance file.
     """
     for photo in map(SegmentedPhoto, read_instances(instances, images)):
         draw = random.Random(f"{seed}/{photo.image_id}")
@@ -45,7 +45,7 @@ def generate(
 
 
 def rows_of(chosen: Iterable[Sentence], photo: SegmentedPhoto, split: str) -> Iterator[Row]:
-    """A row for each sentence about one photograph; each referent's mask is encoded once."""
+    """A row for each sentence about one photograph. Each referent's mask is encoded once."""
     counts: dict[tuple[int, ...], str] = {}
     for sentence in chosen:
         ids = tuple(segment.id for segment in sentence.referent)
@@ -64,7 +64,7 @@ def rows_of(chosen: Iterable[Sentence], photo: SegmentedPhoto, split: str) -> It
 
 
 def _unambiguous(found: Iterable[Sentence]) -> list[Sentence]:
-    """Each expression once, and none that was said of two different referents."""
+    """Each expression once. An expression with two different referents is left out."""
     meant: dict[str, Sentence] = {}
     twice = set()
     for sentence in found:
@@ -77,7 +77,7 @@ def _unambiguous(found: Iterable[Sentence]) -> list[Sentence]:
 def _choose(
     found: Sequence[Sentence], photo: SegmentedPhoto, per_photo: int, draw: random.Random
 ) -> Iterator[Sentence]:
-    """Draws without replacement: kinds by weight, referents in turn, those with siblings more often."""
+    """Draws without replacement. Kinds are drawn by weight, and referents in turn, those with siblings more often."""
     piles: dict[tuple[str, tuple[Segment, ...]], list[Sentence]] = defaultdict(list)
     for sentence in found:
         piles[sentence.kind, sentence.referent].append(sentence)
@@ -106,16 +106,16 @@ _SIDED = re.compile(r"\b(left|right)(?=(?:most|side|hand)?\b)")
 
 
 def mirror_expression(expression: str) -> str:
-    """The expression that is true of the mirrored photograph: left and right exchanged, all else as it was.
+    """The expression that is true of the mirrored photograph: left and right are exchanged, and nothing else.
 
-    Mirroring twice gives the expression back.
+    Mirroring twice returns the expression.
     """
     return _SIDED.sub(lambda found: "right" if found[1] == "left" else "left", expression)
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What a table of expressions holds."""
+    """What a table of expressions contains."""
 
     expressions: int
     photographs: int
@@ -130,7 +130,7 @@ class Statistics:
 
 
 def statistics(rows: Iterable[Row]) -> Statistics:
-    """Counts over rows; all zero for none."""
+    """Counts rows. Without rows, every count is zero."""
     rows = list(rows)
     words = [re.findall(r"[a-z0-9']+", row.expression.lower()) for row in rows]
     count = max(len(rows), 1)

@@ -1,4 +1,4 @@
-"""Where segments lie and how they stand to each other, with a margin.
+"""Where segments are, and how they relate to each other, with a margin.
 
 Every judgement is +1 (anybody would say so), −1 (nobody would) or 0 (borderline).
 Coordinates are fractions of the photograph's width and height, y downwards.
@@ -20,7 +20,7 @@ SMALLEST_PIXELS = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
-    """One annotated region of a photograph and what was measured of it."""
+    """One annotated region of a photograph, and what was measured about it."""
 
     id: int
     label: str
@@ -34,13 +34,13 @@ class Segment:
     """Centroid of the mask, (x, y)."""
     colours: Colours
     torso: Colours | None
-    """Colours of the upper body, for standing people; None elsewhere."""
+    """Colours of the upper body of a standing person. None for anything else."""
     crowd: bool = False
     stuff: bool = False
 
     @property
     def tiny(self) -> bool:
-        """Too small for anybody to mean it."""
+        """Whether the segment is too small for anybody to mean it."""
         return self.area < SMALLEST_SHARE or self.area * self.mask.size < SMALLEST_PIXELS
 
     @property
@@ -81,7 +81,7 @@ def box_and_centre(mask: Mask) -> tuple[tuple[float, float, float, float], tuple
 
 
 def graded(value: float, yes: float, no: float) -> int:
-    """+1 on the far side of `yes`, −1 on the far side of `no`, 0 between them."""
+    """+1 beyond `yes`, −1 beyond `no`, and 0 between them."""
     if yes < no:
         value, yes, no = -value, -yes, -no
     return 1 if value >= yes else -1 if value <= no else 0
@@ -111,9 +111,9 @@ REGIONS = tuple(_REGIONS)
 
 
 def in_region(segment: Segment, region: str) -> int:
-    """Whether the segment lies in that part of the photograph, going by its centre.
+    """Whether the segment is in that part of the photograph, judged by its centre.
 
-    One that spans most of the photograph, or a crowd, only lies where all of its box does.
+    A crowd, or a segment that spans most of the photograph, is only where all of its box is.
     """
     judge = _REGIONS[region]
     x0, y0, x1, y1 = segment.box
@@ -129,7 +129,7 @@ _AXES = {"left": (0, 1), "right": (0, -1), "top": (1, 1), "bottom": (1, -1)}
 
 
 def further(segment: Segment, other: Segment, side: str) -> int:
-    """Whether `segment` lies further towards that side (left, right, top, bottom) than `other`."""
+    """Whether `segment` is further towards that side (left, right, top, bottom) than `other`."""
     axis, sign = _AXES[side]
     if segment.crowd or other.crowd:
         ends = segment.box if segment.crowd else other.box
@@ -146,25 +146,25 @@ def further(segment: Segment, other: Segment, side: str) -> int:
 
 
 def rank(segment: Segment, others: Sequence[Segment], side: str) -> int:
-    """Place of the segment counted from a side, 1 for the outermost; 0 where the order is not clear."""
+    """The position of the segment counted from a side. 1 is the outermost; 0 if the order is not clear."""
     places = [further(segment, other, side) for other in others]
     return 0 if 0 in places else 1 + places.count(-1)
 
 
 def row_sides(segments: Sequence[Segment]) -> tuple[str, str]:
-    """The sides from which the segments are counted: those that a row, or a column, of them runs between."""
+    """The sides from which people count the segments: the two ends of their row or column."""
     height, width = segments[0].mask.shape
     across, down = (np.ptp([segment.centre[axis] for segment in segments]) for axis in (0, 1))
     return ("left", "right") if across * width >= down * height else ("top", "bottom")
 
 
 def outermost(segment: Segment, others: Sequence[Segment], side: str) -> int:
-    """+1 where the segment is clearly the one nearest that side."""
+    """+1 if the segment is clearly the nearest one to that side."""
     return min((further(segment, other, side) for other in others), default=1)
 
 
 def apart(segment: Segment, others: Sequence[Segment], side: str) -> bool:
-    """Whether "left" without "most" is enough: the segment lies there, and far from the next one."""
+    """Whether "left" is enough without "most": the segment is there, and far from the next one."""
     axis = _AXES[side][0]
     distance = min((abs(segment.centre[axis] - other.centre[axis]) for other in others), default=1)
     return in_region(segment, side) == 1 and distance > 0.15
@@ -181,7 +181,7 @@ def taller(segment: Segment, other: Segment) -> int:
 
 
 def nearer_to_camera(segment: Segment, other: Segment) -> int:
-    """For things that stand on the ground: lower bottom edge and, as a second witness, no less height."""
+    """For things on the ground: the bottom edge is lower and, as a second sign, the height is no less."""
     drop = segment.box[3] - other.box[3]
     margin = max(0.02, 0.25 * min(segment.height, other.height))
     cut = segment.box[3] > 0.985 and other.box[3] > 0.985
@@ -193,14 +193,14 @@ def nearer_to_camera(segment: Segment, other: Segment) -> int:
 
 
 def _overlap(segment: Segment, other: Segment, axis: int) -> float:
-    """Shared extent along an axis as a share of the smaller one; negative where they are apart."""
+    """The shared extent along an axis, as a share of the smaller one. Negative if they are apart."""
     low, high = max(segment.box[axis], other.box[axis]), min(segment.box[axis + 2], other.box[axis + 2])
     smaller = min(segment.box[axis + 2] - segment.box[axis], other.box[axis + 2] - other.box[axis])
     return (high - low) / smaller
 
 
 def beside(segment: Segment, anchor: Segment, side: str) -> int:
-    """Whether the segment lies left of, right of, above ("top") or below ("bottom") the anchor."""
+    """Whether the segment is left of, right of, above ("top") or below ("bottom") the anchor."""
     axis, sign = _AXES[side]
     near, far = (axis, axis + 2) if sign > 0 else (axis + 2, axis)
     apart = sign * (anchor.box[near] - segment.centre[axis])
@@ -214,7 +214,7 @@ def beside(segment: Segment, anchor: Segment, side: str) -> int:
 
 
 def gap(segment: Segment, other: Segment) -> float:
-    """Distance between the boxes as a share of the photograph's diagonal; 0 where they touch."""
+    """The distance between the boxes, as a share of the photograph's diagonal. 0 if they touch."""
     height, width = segment.mask.shape
     across = max(0.0, segment.box[0] - other.box[2], other.box[0] - segment.box[2]) * width
     down = max(0.0, segment.box[1] - other.box[3], other.box[1] - segment.box[3]) * height
@@ -222,7 +222,7 @@ def gap(segment: Segment, other: Segment) -> float:
 
 
 def next_to(segment: Segment, anchor: Segment) -> int:
-    """Side by side, close together and of comparable size."""
+    """Whether the two are side by side, close together and of similar size."""
     distance = gap(segment, anchor)
     comparable = 1 / 8 < segment.area / anchor.area < 8
     across = _overlap(segment, anchor, 0)
@@ -244,7 +244,7 @@ def farthest_from(segment: Segment, others: Sequence[Segment], anchor: Segment) 
 
 
 def between(segment: Segment, first: Segment, second: Segment) -> int:
-    """Between two anchors from left to right, all three on one height."""
+    """Whether the segment is between two anchors, one on its left and one on its right, all at one height."""
     if first.centre[0] > second.centre[0]:
         first, second = second, first
     x = segment.centre[0]
@@ -257,7 +257,7 @@ def between(segment: Segment, first: Segment, second: Segment) -> int:
 
 
 def belongs_to(anchor: Segment, segment: Segment) -> int:
-    """Whether a carried or worn thing (the anchor) is this segment's own: it lies within or on it."""
+    """Whether a carried or worn thing (the anchor) belongs to this segment: it is within or on it."""
     x0, y0, x1, y1 = anchor.box
     inside = max(0.0, min(x1, segment.box[2]) - max(x0, segment.box[0]))
     inside *= max(0.0, min(y1, segment.box[3]) - max(y0, segment.box[1]))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-# One line per label: the names people say, plainest first. "~" marks a word that is plural whatever is meant
-# (jeans), "=" a word without a plural (grass), "&" a pair's word: "shoe" where both are segments of their
-# own, "shoes" where one segment holds them. Labels with no names are only ever meant by "thing" and the like.
+# One line per label: the names people say, plainest first. "~" marks a word that is always plural (jeans), and "="
+# a word without a plural (grass). "&" marks a word for a pair: "shoe" if each is a segment, "shoes" if one segment
+# contains both. A label without names is only meant by words such as "thing".
 NAMES = """
 accessories:
 bag: bag, bag, tote, handbag
@@ -200,7 +200,7 @@ wall-other-merged: wall
 rug-merged: rug, carpet, mat
 """
 
-# Labels of one line may be taken for each other: none of their names singles one out while another is there.
+# Labels of one line can be confused: while another of them is there, none of their names is unambiguous.
 CONFUSABLE = """
 bag, purse, wallet, handbag, backpack, suitcase
 shoes, boots, heels, sneakers, loafers, pumps, sandals, flats, wedges, clogs
@@ -280,7 +280,7 @@ HYPERNYMS = {
 """Broader names and the labels they cover; marks as in `NAMES`."""
 
 ANYTHING = ("thing", "object", "item", "one", "")
-"""Words for whatever there is; "" stands for no noun at all ("bottom left")."""
+"""Words for anything. "" is no noun at all ("bottom left")."""
 
 
 def _set(labels: str) -> frozenset[str]:
@@ -290,19 +290,19 @@ def _set(labels: str) -> frozenset[str]:
 WORN = _set(
     "bag, bracelet, earrings, glasses, hair, necklace, purse, ring, skin, sunglasses, wallet, watch, " + _GARMENTS
 ) - {"tie"}
-"""Labels that a photographed person wears or carries, so that "her" or "his" may stand before them."""
+"""Labels of what a person wears or carries, so that "her" or "his" may come before their names."""
 
 CARRIED = _set(
     "tie, handbag, backpack, umbrella, suitcase, cell phone, tennis racket, baseball bat, baseball glove, "
     "skateboard, surfboard, snowboard, skis, kite, frisbee"
 )
-"""Labels of things that a person in the photograph may be told by."""
+"""Labels of things by which a person can be identified."""
 
 _STANDING = _set(
     "person, car, bus, truck, motorcycle, bicycle, dog, horse, sheep, cow, elephant, zebra, giraffe, chair"
 )
 UPRIGHT = _STANDING | _set(_FOOTWEAR)
-"""Labels that stand on the ground, where a lower edge means nearer to the camera."""
+"""Labels of things on the ground: a lower bottom edge means nearer to the camera."""
 
 TALL = _STANDING | _set(
     "bottle, wine glass, cup, vase, potted plant, traffic light, fire hydrant, refrigerator, teddy bear, light, "
@@ -319,12 +319,12 @@ SUPPORTS = _set(
     "dirt-merged, gravel, platform, floor-wood, floor-other-merged, rug-merged, rock-merged, boat, laptop, "
     "cabinet-merged, paper-merged, railroad"
 )
-"""Labels of what other things rest on."""
+"""Labels of things that other things rest on."""
 
 SURROUNDINGS = _set(
     "sky-other-merged, water-other, sea, river, grass-merged, snow, tree-merged, bowl, wine glass, cup, vase, sink"
 )
-"""Labels of what other things are in."""
+"""Labels of things that other things are in."""
 
 IRREGULAR_PLURALS = {
     "person": "people", "man": "men", "woman": "women", "child": "children", "knife": "knives",

@@ -11,17 +11,17 @@ from refseg.data.expressions.lexicon import ANYTHING, CONFUSABLE, HYPERNYMS, IRR
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A noun, and the labels that it could mean in somebody's mouth."""
+    """A noun, and the labels that people could mean by it."""
 
     word: str
     plural: str
-    """"" where the word has none, or is one already."""
+    """The plural of the word. "" if it has none, or is one already."""
     number: str
     """"one" (a dress), "many" (the jeans) or "mass" (the grass)."""
     means: frozenset[str] | None
-    """None for words that could mean anything."""
+    """The labels that the noun could mean. None if it could mean anything."""
     plainly: frozenset[str] | None
-    """The labels that usually bear this name: "the biggest bag" presumes another of them."""
+    """The labels that usually have this name. "the biggest bag" implies another of them."""
 
     def could_mean(self, label: str) -> bool:
         return self.means is None or label in self.means
@@ -31,7 +31,7 @@ class Name:
 
 
 def plural(word: str) -> str:
-    """The plural of a noun phrase whose head is the last word, or stands before "of"."""
+    """The plural of a noun phrase whose head is its last word, or the word before "of"."""
     head, of, rest = word.partition(" of ")
     *before, noun = head.split(" ")
     if noun in IRREGULAR_PLURALS:
@@ -61,7 +61,7 @@ def _spoken() -> dict[str, list[str]]:
 
 @cache
 def spoken_names(label: str) -> tuple[str, ...]:
-    """The marked names of a label; for a label nobody foresaw, its own words without data-set suffixes."""
+    """The marked names of a label. For an unknown label, its own words without the data set's suffixes."""
     if label in _spoken():
         return tuple(_spoken()[label])
     word = re.sub(r"[-_ ](merged|other|stuff)\b", "", label.lower())
@@ -75,7 +75,7 @@ def _confusable(label: str) -> frozenset[str]:
 
 @cache
 def _owners(word: str) -> frozenset[str]:
-    """The known labels among whose names a bare word is."""
+    """The known labels that have this word among their names."""
     return frozenset(label for label, names in _spoken().items() if any(name.lstrip("~=&") == word for name in names))
 
 
@@ -90,7 +90,7 @@ def _name(marked: str, paired: bool, means: frozenset[str] | None, plainly: froz
 
 @cache
 def names(label: str, alone: bool) -> tuple[Name, ...]:
-    """Names for a segment of the label, plainest first; `alone`: no other of the photograph has the label."""
+    """Names for a segment of the label, plainest first. `alone`: no other segment of the photograph has the label."""
     found = []
     for marked in spoken_names(label):
         owners = _owners(marked.lstrip("~=&")) | {label}
@@ -101,7 +101,7 @@ def names(label: str, alone: bool) -> tuple[Name, ...]:
 
 @cache
 def hypernyms(label: str) -> tuple[Name, ...]:
-    """Broader names of a label ("vehicle"), without those that could mean anything; none for a nameless label."""
+    """Broader names of a label ("vehicle"), but none that could mean anything. Empty for a label without names."""
     if not spoken_names(label):
         return ()
     return tuple(

@@ -1,7 +1,7 @@
-"""How people word a claim: the forms, one of which is drawn at random, and what may stand before them.
+"""How people word a claim: the forms, one of which is drawn at random, and what may come before them.
 
-Forms of one claim are parted by "|". {n} is the noun, {a} and {b} are what a relation leans on, {c} a colour,
-{k} a number, {s} a side. Every form about the left has its twin about the right, so that a sentence can be mirrored.
+Forms of one claim are separated by "|". {n} is the noun, {a} and {b} are what a relation refers to, {c} is a colour,
+{k} a number and {s} a side. Every form about the left has a twin about the right, so a sentence can be mirrored.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ _COMPARING = frozenset(
 
 
 class Speaker:
-    """Words claims with what a seeded generator draws."""
+    """Words claims by the draws of a seeded generator."""
 
     def __init__(self, draw: random.Random) -> None:
         self.draw = draw
@@ -144,7 +144,7 @@ class Speaker:
         return self.pick(COLOUR_WORDS.get(colour, colour))
 
     def say(self, forms: str, name: Name, parts: dict[str, str], *, many: bool = False, worn: bool = False) -> str:
-        """One of the forms about the name, perhaps after an article or, for what is `worn`, a possessive."""
+        """One of the forms with the name, sometimes after an article or, for something `worn`, a possessive."""
         noun = name.plural if many else name.word
         if not noun:
             forms = "|".join(form for form in forms.split("|") if not _NEEDS_NOUN.search(form))

@@ -1,4 +1,4 @@
-"""The segments of one photograph together: who could be meant by a name, and who touches whom."""
+"""All segments of one photograph: which a name could mean, and which touch each other."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ class SegmentedPhoto:
         self._contacts: dict[tuple[Segment, bool], Contact] = {}
 
     def candidates(self, name: Name) -> tuple[Segment, ...]:
-        """All segments that the name could mean, the tiny ones and crowds among them."""
+        """All segments that the name could mean, tiny ones and crowds included."""
         return tuple(segment for segment in self.segments if name.could_mean(segment.label))
 
     def usable(self, name: Name) -> bool:
-        """Whether everything that the name could mean has a known place."""
+        """Whether the place of everything that the name could mean is known."""
         return not self.unplaced if name.means is None else not self.unplaced & name.means
 
     def names(self, segment: Segment) -> list[Name]:
-        """What the segment may be called here, plainest first."""
+        """The names of the segment in this photograph, plainest first."""
         alone = self.count[segment.label] == 1
         return [name for name in names(segment.label, alone) if self.usable(name)]
 
     def siblings(self, referent: Sequence[Segment]) -> int:
-        """How many segments outside the referent share its label; 0 where it has several labels."""
+        """How many segments outside the referent have its label. 0 if the referent has several labels."""
         labels = {segment.label for segment in referent}
         return self.count[labels.pop()] - len(referent) if len(labels) == 1 else 0
 
     def rests_on(self, segment: Segment, support: Segment) -> int:
-        """Whether the lower edge of the segment stands on the support."""
+        """Whether the lower edge of the segment is on the support."""
         return self._touches(segment, support, below=True, yes=0.6, no=0.1)
 
     def lies_in(self, segment: Segment, surrounding: Segment) -> int:
-        """Whether the outline of the segment borders on the surrounding nearly everywhere."""
+        """Whether nearly all of the segment's outline borders on the surrounding segment."""
         return self._touches(segment, surrounding, below=False, yes=0.75, no=0.2)
 
     def _touches(self, segment: Segment, other: Segment, *, below: bool, yes: float, no: float) -> int:
@@ -67,14 +67,14 @@ class SegmentedPhoto:
 
     @cached_property
     def _owner(self) -> npt.NDArray[np.int32]:
-        """Index of the topmost (smallest) segment at each pixel, (H, W); −1 where there is none."""
+        """The index of the topmost (smallest) segment at each pixel, (H, W). −1 at pixels of no segment."""
         owner = np.full((self.height, self.width), -1, dtype=np.int32)
         for segment in sorted(self.segments, key=lambda segment: -segment.area):
             owner[segment.mask] = self._index[segment]
         return owner
 
     def _contact(self, segment: Segment, below: bool) -> Contact:
-        """The share of the segment's lower edge, or outline, beyond which each of the segments (N,) lies."""
+        """The share of this segment's lower edge, or outline, beyond which each of N segments is, (N,) in 0..1."""
         height, width = self._owner.shape
         reach = 3 if below else max(3, height // 100)
         rows, columns = np.nonzero(_lower_edge(segment.mask) if below else geometry.outline(segment.mask))
