@@ -230,7 +230,8 @@ class PhotoDataset(Dataset[Sample]):
     def _target_side(self, side: int) -> int:
         """Pixels along one side of the targets of a network input of `side` pixels."""
         if self.training.target == "cells":
-            return scaled_grid(side, self.config) * self.config.magnification
+            gridded = self.config.output_side == self.config.grid * self.config.magnification
+            return scaled_grid(side, self.config) * self.config.magnification if gridded else self.config.output_side
         return side if self.training.target == "full" else side // 2
 
     def _absent(self, rng: np.random.Generator, rows: list[Row]) -> str | None:
