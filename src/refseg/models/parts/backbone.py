@@ -1,4 +1,4 @@
-"""Backbones: any of `transformers`, and the detectors, as three maps of a photograph, shallow to deep."""
+"""Backbones: any of `transformers`, and the detectors, as three or four maps of a photograph, shallow to deep."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from refseg.models.parts.detectors import DETECTORS, DetectorLevels
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Statistics of the photographs that most backbones learnt from, RGB in 0..1."""
-Maps = tuple[Tensor, Tensor, Tensor]
-"""A backbone's last three maps of I photographs, shallow to deep, each with its own channels and side."""
+Maps = tuple[Tensor, ...]
+"""A backbone's last maps of I photographs, shallow to deep, each with its own channels and side."""
 
 
 def read_backbone_config(backbone: Any) -> PretrainedConfig:
@@ -35,57 +35,59 @@ def read_backbone_config(backbone: Any) -> PretrainedConfig:
 
 
 class BackboneLevels(nn.Module):
-    """The last three stages of any `transformers` backbone, shallow to deep."""
+    """The last stages of any `transformers` backbone, shallow to deep."""
 
-    def __init__(self, config: PretrainedConfig) -> None:
+    def __init__(self, config: PretrainedConfig, levels: int = 3) -> None:
         super().__init__()
         if not hasattr(config, "stage_names"):
             raise RefsegError(f"{config.model_type} is no backbone; try resnet, swin or convnext")
-        if len(config.stage_names) < 4:
+        if len(config.stage_names) <= levels:
+            needed = {3: "three", 4: "four"}[levels]
             raise RefsegError(
-                f"{config.model_type} yields {len(config.stage_names) - 1} stages; three levels are needed"
+                f"{config.model_type} yields {len(config.stage_names) - 1} stages; {needed} levels are needed"
             )
-        config.out_features = config.stage_names[-3:]
+        config.out_features = config.stage_names[-levels:]
         self.net = AutoBackbone.from_config(config)
-        self.channels: tuple[int, int, int] = tuple(self.net.channels[-3:])
+        self.channels: tuple[int, ...] = tuple(self.net.channels[-levels:])
 
     def forward(self, pixels: Tensor) -> Maps:
-        second, third, fourth = self.net(pixels).feature_maps
-        if second.shape[1] == self.channels[0]:
-            return second, third, fourth
+        maps: Maps = tuple(self.net(pixels).feature_maps)
+        if maps[0].shape[1] == self.channels[0]:
+            return maps
         # Swin hands out channels last in some releases of transformers.
-        return second.permute(0, 3, 1, 2), third.permute(0, 3, 1, 2), fourth.permute(0, 3, 1, 2)
+        return tuple(level.permute(0, 3, 1, 2) for level in maps)
 
 
 class MobileNetV2Levels(nn.Module):
-    """MobileNetV2 has no backbone class: its levels are the last block at strides 8 and 16, and the last of all."""
+    """MobileNetV2 has no backbone class: its levels are the last block at strides 4, 8 and 16, and the last of all."""
 
-    LAST_BLOCKS = (4, 11, 15)
+    LAST_BLOCKS = (1, 4, 11, 15)
 
-    def __init__(self, config: PretrainedConfig) -> None:
+    def __init__(self, config: PretrainedConfig, levels: int = 3) -> None:
         super().__init__()
         # The 1×1 convolution to 1,280 channels serves classification alone.
         self.net = MobileNetV2Model(config, add_pooling_layer=False)
         self.net.conv_1x1 = nn.Identity()
-        second, third, fourth = (self.net.layer[i].reduce_1x1.convolution.out_channels for i in self.LAST_BLOCKS)
-        self.channels: tuple[int, int, int] = (second, third, fourth)
+        self.blocks = self.LAST_BLOCKS[-levels:]
+        self.channels = tuple(self.net.layer[i].reduce_1x1.convolution.out_channels for i in self.blocks)
 
     def forward(self, pixels: Tensor) -> Maps:
         hidden = self.net(pixels, output_hidden_states=True).hidden_states
-        second, third, fourth = (hidden[i] for i in self.LAST_BLOCKS)
-        return second, third, fourth
+        return tuple(hidden[i] for i in self.blocks)
 
 
 def build_backbone(
-    config: PretrainedConfig, output_stride: int | None
+    config: PretrainedConfig, output_stride: int | None, levels: int = 3
 ) -> BackboneLevels | MobileNetV2Levels | DetectorLevels:
-    """A backbone that yields three levels and declares their `channels`.
+    """A backbone that yields three levels, or four, and declares their `channels`.
 
     `output_stride` 8 or 16 dilates a ResNet; other backbones keep the stride of their own config.
     """
     if config.model_type == "mobilenet_v2":
-        return MobileNetV2Levels(config)
-    backbone = DetectorLevels(config) if config.model_type in DETECTORS else BackboneLevels(config)
+        return MobileNetV2Levels(config, levels)
+    if config.model_type in DETECTORS and levels > 3:
+        raise RefsegError(f"{config.model_type} yields three levels and four are needed; try resnet or mobilenet_v2")
+    backbone = DetectorLevels(config) if config.model_type in DETECTORS else BackboneLevels(config, levels)
     if output_stride is not None and output_stride != 32:
         if config.model_type != "resnet":
             raise RefsegError(f"output_stride dilates ResNets; leave it out for {config.model_type}")
