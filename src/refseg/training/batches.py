@@ -152,7 +152,7 @@ class PhotoDataset(Dataset[Sample]):
                 expressions[number] = absent
                 targets[number] = rivals[number] = 0
         return Sample(
-            image=to_square(jitter(rng, view.show(photo), self.data.jitter), view.side),
+            image=torch.from_numpy(to_square(jitter(rng, view.show(photo), self.data.jitter), view.side)),
             expressions=expressions,
             targets=targets,
             rivals=rivals,
@@ -303,7 +303,7 @@ class Collate:
             "images": torch.stack([sample.image for sample in samples]),
             "ids": torch.where(dropped & mask, self.tokenizer.unknown_id, ids),
             "mask": mask,
-            **({} if tokens.heads is None else {"heads": tokens.heads}),
+            **({} if tokens.heads is None else {"heads": torch.as_tensor(tokens.heads)}),
             "photo_of": torch.tensor(photo_of),
             "targets": torch.cat([sample.targets for sample in samples]),
             "rivals": torch.cat([sample.rivals for sample in samples]),
