@@ -28,11 +28,10 @@ def main() -> None:
         for part in ("image_encoder", "expression_decoder")
     )
     photo = ImageOps.exif_transpose(Image.open(options.photo)).convert("RGB")
-    levels = encoder.run(None, {"images": to_square(photo, plan["image"])})
-    ids, mask = to_words(options.expression, options.model, plan["words"])
-    (logits,) = decoder.run(
-        None, {"ids": ids, "mask": mask, "second": levels[0], "third": levels[1], "fourth": levels[2]}
-    )
+    # The features serve any number of expressions about the photograph.
+    features = encoder.run(None, {"images": to_square(photo, plan["image"])})
+    ids = to_words(options.expression, options.model, plan["words"])
+    (logits,) = decoder.run(None, {"ids": ids, **dict(zip(plan["image_encoder"]["outputs"], features, strict=True))})
     probability = 1 / (1 + np.exp(-resize(logits[0, 0], (photo.height, photo.width))))
     found = probability > plan["mask"]["threshold"]
     Image.fromarray(found.astype(np.uint8) * 255).save(options.out)
@@ -46,17 +45,15 @@ def to_square(photo: Image.Image, plan: dict) -> np.ndarray:
     return np.asarray(square, dtype=np.float32).transpose(2, 0, 1)[None] / 255
 
 
-def to_words(expression: str, folder: Path, plan: dict) -> tuple[np.ndarray, np.ndarray]:
-    """ids (1, T) int64 and mask (1, T) bool, padded to the T words that the graph reads."""
+def to_words(expression: str, folder: Path, plan: dict) -> np.ndarray:
+    """ids (1, T) int64 of the T words that are read."""
     tokenizer = Tokenizer.from_file(str(folder / plan["file"]))
     plain = tokenizer.normalizer.normalize_str(expression)
     words = [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(plain)]
     found = [(tokenizer.token_to_id(word), word) for word in words]
     known = [number for number, word in found if number is not None or not is_punctuation(word)] or [None]
-    ids = np.full((1, plan["max_words"]), plan["padding"]["id"], dtype=np.int64)
-    read = known[: plan["max_words"]]
-    ids[0, : len(read)] = [plan["unknown"]["id"] if number is None else number for number in read]
-    return ids, np.arange(plan["max_words"])[None] < len(read)
+    read = [plan["unknown"]["id"] if number is None else number for number in known[: plan["max_words"]]]
+    return np.array([read], dtype=np.int64)
 
 
 def is_punctuation(word: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ SENTENCES = ["the red bag on the left", "a blue cup", "the dog", "the small whit
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """The folder of a random SHNet for 64-pixel squares, the same in every run.
 
     Its weights are larger than a fresh network's, so that answers differ between photographs and between
@@ -39,4 +41,26 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    add_graphs(folder, Path(request.config.cache.mkdir("graphs")))
     return folder
+
+
+def add_graphs(folder: Path, kept: Path) -> None:
+    """Writes the checkpoint's graphs, or takes those of an earlier run of the same sources: it takes ten seconds."""
+    from refseg.checkpoints import GRAPHS, find_checkpoint
+    from refseg.engines.tracing import write_graphs
+
+    checkpoint = find_checkpoint(folder)
+    sources = Path(__file__).parents[1] / "src" / "refseg"
+    digest = hashlib.sha256(checkpoint.stamp.encode() + torch.__version__.encode())
+    for source in sorted([*(sources / "models").rglob("*.py"), sources / "engines" / "tracing.py"]):
+        digest.update(source.read_bytes())
+    kept = kept / digest.hexdigest()[:16]
+    if not kept.is_dir():
+        write_graphs(checkpoint, folder)
+        kept.mkdir(parents=True, exist_ok=True)
+    for name in GRAPHS:
+        if (folder / name).exists():
+            shutil.copy(folder / name, kept / name)
+        elif (kept / name).exists():
+            shutil.copy(kept / name, folder / name)

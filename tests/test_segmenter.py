@@ -8,17 +8,17 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import refseg
 from refseg.calibration import Calibration
 from refseg.checkpoints import find_checkpoint
+from refseg.engines.onnx import OnnxEngine
+from refseg.engines.torch import TorchEngine
 from refseg.errors import RefsegError
 from refseg.evaluation.calibrate import write_calibration
-from refseg.models.interface import TokenBatch
 from refseg.models.shnet.fusion import ConcatFusion
-from refseg.segmenter import Segmenter, load
+from refseg.segmenter import load
 from refseg.transforms import to_photograph
 
 EXPRESSIONS = ["red bag", "the cat behind the man", "🐈", "the red bag on the left of the blue cup", "left"]
@@ -63,8 +63,8 @@ def test_an_answer_in_a_batch_equals_the_answer_alone(segmenter, batch_size):
 
 def test_photograph_is_encoded_once(segmenter, monkeypatch):
     calls = []
-    encode = segmenter.network.encode
-    monkeypatch.setattr(segmenter.network, "encode", lambda images: calls.append(images.shape) or encode(images))
+    encode = segmenter.engine.encode
+    monkeypatch.setattr(segmenter.engine, "encode", lambda image: calls.append(image.shape) or encode(image))
     segmenter(PHOTO, EXPRESSIONS * 3)
     assert calls == [(1, 3, 64, 64)]
 
@@ -72,9 +72,8 @@ def test_photograph_is_encoded_once(segmenter, monkeypatch):
 def test_mask_and_score_follow_from_the_probabilities(segmenter):
     encoded = segmenter.encode(PHOTO)
     tokens = segmenter.tokenizer(["left"])
-    with torch.no_grad():
-        logits = segmenter.network(TokenBatch(tokens.ids, tokens.mask), features=encoded.levels).mask_logits
-    probability = to_photograph(logits, (50, 90))[0].numpy()
+    logits = segmenter.engine.answer(tokens, encoded.features).mask_logits
+    probability = to_photograph(logits, (50, 90))[0]
     for threshold in (0.3, 0.5, 0.8):
         (answer,) = segmenter.segment(encoded, ["left"], threshold=threshold)
         np.testing.assert_array_equal(answer.mask, probability > threshold)
@@ -102,10 +101,12 @@ def test_the_shipped_model_has_a_name():
     assert find_checkpoint("shipped") == find_checkpoint(None)
 
 
-def test_inference_leaves_no_gradient_and_no_dropout(segmenter):
+def test_inference_leaves_no_gradient_and_no_dropout(segmenter, tiny_model):
+    by_torch = load(tiny_model, device="cpu", engine="torch")
+    encoded = by_torch.encode(PHOTO)
+    assert not by_torch.engine.network.training
+    assert not any(level.requires_grad for level in encoded.features)
     encoded = segmenter.encode(PHOTO)
-    assert not segmenter.model.training
-    assert not any(level.requires_grad for level in encoded.levels)
     assert encoded.size == (50, 90)
     assert encoded.photo is segmenter.segment(encoded, ["left"])[0].photo
 
@@ -160,10 +161,10 @@ def test_import_is_quick():
 def test_the_mask_is_the_logits_resized_and_decided(segmenter):
     encoded = segmenter.encode(PHOTO)
     logits = segmenter.mask_logits(encoded, ["the red bag", "dog"])
-    assert logits.shape == (2, 1, 4 * segmenter.model.config.grid, 4 * segmenter.model.config.grid)
+    assert logits.shape == (2, 1, 16, 16) and logits.dtype == np.float32
     probabilities = to_photograph(logits, encoded.size)
     for answer, probability in zip(segmenter.segment(encoded, ["the red bag", "dog"]), probabilities, strict=True):
-        assert np.array_equal(answer.mask, (probability > segmenter.threshold).numpy())
+        assert np.array_equal(answer.mask, probability > segmenter.threshold)
 
 
 @pytest.fixture
@@ -208,39 +209,52 @@ def test_a_damaged_calibration_stops_the_loading(calibrated, tmp_path):
         load(tmp_path / "model", device="cpu")
 
 
-def test_word_attention_goes_by_the_words_that_are_read(segmenter, monkeypatch):
+@pytest.mark.parametrize("engine", ["onnx", "torch"])
+def test_word_attention_goes_by_the_words_that_are_read(tiny_model, engine):
+    segmenter = load(tiny_model, device="cpu", engine=engine)
     encoded = segmenter.encode(PHOTO)
     found = segmenter.word_attention(encoded, "The zebra, left")
     assert [word for word, _ in found] == ["the", "zebra", "left"]
     assert all(shares.shape == (4, 4) and shares.min() > 0 for _, shares in found)
     assert (sum(shares for _, shares in found) < 1).all()
     assert [word for word, _ in segmenter.word_attention(encoded, "?!")] == [""]
-    monkeypatch.setitem(segmenter.model._modules, "fusion", ConcatFusion(16))
+
+
+def test_a_network_without_attention_says_so(segmenter, tiny_model):
+    other = load(tiny_model, device="cpu", engine="torch")
+    encoded = other.encode(PHOTO)
+    other.engine.network.fusion = ConcatFusion(16)
     with pytest.raises(RefsegError, match="fusion: sfm"):
-        segmenter.word_attention(encoded, "the dog")
+        other.word_attention(encoded, "the dog")
 
 
-def test_the_form_that_computes_answers_as_the_plain_one(segmenter):
-    plain = Segmenter(segmenter.model, segmenter.tokenizer, network=segmenter.model)
-    assert segmenter.network is not segmenter.model
-    expected = plain.mask_logits(plain.encode(PHOTO), EXPRESSIONS)
-    torch.testing.assert_close(
-        segmenter.mask_logits(segmenter.encode(PHOTO), EXPRESSIONS), expected, rtol=1e-4, atol=1e-4
-    )
+def test_the_engines_answer_alike(segmenter, tiny_model):
+    plain = load(tiny_model, device="cpu", engine="torch")
+    assert isinstance(segmenter.engine, OnnxEngine) and isinstance(plain.engine, TorchEngine)
+    one, other = segmenter.encode(PHOTO), plain.encode(PHOTO)
+    expected = plain.mask_logits(other, EXPRESSIONS)
+    np.testing.assert_allclose(segmenter.mask_logits(one, EXPRESSIONS), expected, rtol=1e-4, atol=1e-4)
+    for expression in EXPRESSIONS:
+        (words, shares), (same, attended) = segmenter.attention(one, expression), plain.attention(other, expression)
+        assert words == same
+        np.testing.assert_allclose(shares, attended, atol=1e-5)
 
 
 def test_bfloat16_stays_near(segmenter, tiny_model):
     other = load(tiny_model, device="cpu", precision="bfloat16")
     expected = segmenter.mask_logits(segmenter.encode(PHOTO), EXPRESSIONS)
     found = other.mask_logits(other.encode(PHOTO), EXPRESSIONS)
-    assert found.dtype == torch.float32 and not torch.equal(found, expected)
-    assert float((found - expected).abs().mean()) < 0.1 * float(expected.std())
+    assert found.dtype == np.float32 and not np.array_equal(found, expected)
+    assert np.abs(found - expected).mean() < 0.1 * expected.std()
 
 
 @pytest.mark.parametrize(
     ("wrong", "cure"),
     [
-        ({"engine": "onnx"}, "one of: torch, openvino"),
+        ({"engine": "tensorrt"}, "one of: auto, onnx, torch, openvino"),
+        ({"engine": "onnx", "precision": "bfloat16"}, "onnx computes in float32"),
+        ({"engine": "onnx", "device": "cuda"}, "leave device out"),
+        ({"threads": 0}, "threads is 0; give a whole number"),
         ({"precision": "float16"}, "float32 and bfloat16"),
         ({"precision": "int8"}, "openvino also int8"),
         ({"engine": "openvino", "device": "cuda"}, "leave device out|no usable device"),

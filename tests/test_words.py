@@ -23,7 +23,7 @@ def ids(tokenizer, expression):
 
 def test_one_id_a_word_and_zero_for_padding_alone(tokenizer):
     tokens = tokenizer(SENTENCES)
-    assert tokens.mask.sum(dim=1).tolist() == [6, 8, 2]  # a man ' s blue cup , broken
+    assert tokens.mask.sum(axis=1).tolist() == [6, 8, 2]  # a man ' s blue cup , broken
     assert tokens.ids.shape == tokens.mask.shape == (3, 8)
     assert ((tokens.ids == 0) == ~tokens.mask).all()
     assert tokens.ids[0, 0] == tokens.ids[0, 4] == tokens.ids[2, 0]
@@ -38,7 +38,7 @@ def test_any_text_becomes_known_ids(text):
     tokens = tokenizer([text, "the dog"])
     assert ((tokens.ids > 0) == tokens.mask).all()
     assert tokens.ids.max() < len(tokenizer)
-    assert tokens.mask.any(dim=1).all()
+    assert tokens.mask.any(axis=1).all()
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_unknown_words_are_listed_and_kept(tokenizer):
     tokens = tokenizer(["the green dog", "the dog", "zebra Giraffe"])
     assert tokens.unknown == [("green",), (), ("zebra", "giraffe")]
     assert ids(tokenizer, "the green dog")[1] == tokenizer.unknown_id
-    assert tokens.mask.sum(dim=1).tolist() == [3, 2, 2]
+    assert tokens.mask.sum(axis=1).tolist() == [3, 2, 2]
 
 
 @pytest.mark.parametrize("nothing", ["", "   ", "?!", "…"])

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from refseg.errors import RefsegError
+from refseg.transforms import sigmoid
 
 FEATURES = ("inside", "peak", "area", "unknown", "words")
 Floats = npt.NDArray[np.float64]
@@ -70,32 +70,27 @@ class Calibration:
         found = None if self.found is None else list(self.found)
         return {"features": list(FEATURES), "score": list(self.score), "found": found, "found_at": self.found_at}
 
-    def judge(self, mask_logits: Tensor, threshold: float, unknown: int, words: int) -> Verdict:
+    def judge(self, mask_logits: npt.NDArray[np.float32], threshold: float, unknown: int, words: int) -> Verdict:
         """The verdict on one answer that is not empty; see `features`. An empty mask has score 0 and is not found."""
         values = np.array([features(mask_logits, threshold, unknown, words)])
         found = None if self.found is None else bool(predict(self.found, values)[0] >= self.found_at)
         return Verdict(float(predict(self.score, values)[0]), found)
 
 
-def features(mask_logits: Tensor, threshold: float, unknown: int, words: int) -> tuple[float, ...]:
+def features(mask_logits: npt.NDArray[np.float32], threshold: float, unknown: int, words: int) -> tuple[float, ...]:
     """FEATURES of one answer, from its mask logits (1, 4h, 4w) over the network's square.
 
     Mean probability inside the mask · highest logit, within ±10 · decimal logarithm of the share of the square that is
     possibly the referent (probability above 0.3) · share of the words that the model has never seen · natural logarithm
     of the number of words. All lie between −10 and 10.
     """
-    probability = mask_logits.float().sigmoid()
+    probability = sigmoid(mask_logits)
     mask = probability > threshold
     inside = float(probability[mask].mean()) if mask.any() else 0.0
-    possible = max(int((probability > 0.3).sum()), 1) / probability.numel()
-    peak = float(mask_logits.float().max().clamp(-10, 10))
+    possible = max(int((probability > 0.3).sum()), 1) / probability.size
+    peak = float(np.clip(mask_logits.max(), -10, 10))
     return inside, peak, math.log10(possible), unknown / max(words, 1), math.log(max(words, 1))
 
 
 def predict(weights: Sequence[float] | Floats, values: Floats) -> Floats:
     return sigmoid(values @ np.asarray(weights[:-1]) + weights[-1])
-
-
-def sigmoid(values: Floats) -> Floats:
-    result: Floats = 1 / (1 + np.exp(-np.clip(values, -60, 60)))
-    return result

@@ -1,21 +1,26 @@
-"""Where a checkpoint is (inside the package, in a folder, on the Hugging Face hub) and what it holds."""
+"""Where a checkpoint is (inside the package, in a folder, on the Hugging Face hub) and what it holds.
+
+Nothing here needs PyTorch: what a program around a network must know stands in config.json and in the header of the
+weights.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import torch
-from transformers.utils import logging as transformers_logging
+import numpy as np
 
-from refseg.data.parses import Parses
-from refseg.errors import RefsegError, first_line
-from refseg.models.interface import ReferringNetwork
-from refseg.models.registry import NETWORKS, find_network
+from refseg.errors import RefsegError
+from refseg.models.registry import NETWORKS
 from refseg.words import FILE as TOKENIZER
 from refseg.words import WordTokenizer
 
@@ -23,45 +28,205 @@ PUBLISHED = {"clipseg": "CIDAS/clipseg-rd64-refined", "sam3": "facebook/sam3"}
 """Names of other models, and where they are on the hub."""
 OTHER_TYPES = ("clipseg", "sam3", "sam3_video")
 """The `model_type` of checkpoints that `refseg.models.pretrained` reads."""
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+ENCODER, DECODER, ATTENTION = GRAPHS = ("image_encoder.onnx", "expression_decoder.onnx", "attention.onnx")
+"""What ONNX Runtime computes, beside the weights; the third where the network has attention to show."""
+_GRAPHS_MADE = 1
+"""Counts the ways in which graphs were written: those of another way are written anew."""
 
 _SHIPPED = Path(__file__).parent / "weights"
-_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 _FETCHED = (
-    *(_CONFIG, _WEIGHTS, TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"),
-    *("preprocessor_config.json", "processor_config.json"),
+    *(CONFIG, WEIGHTS, TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"),
+    *("preprocessor_config.json", "processor_config.json", *GRAPHS),
 )
 """Never a pickle: those can run code."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_LARGEST_HEADER = 100_000_000
+"""Bytes; the limit of the library safetensors."""
+_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_EXPONENTS = {
+    "F64": (np.uint64, 0x7FF0 << 48),
+    "F32": (np.uint32, 0x7F800000),
+    "F16": (np.uint16, 0x7C00),
+    "BF16": (np.uint16, 0x7F80),
+}
+"""The bits that are all set in infinity and NaN alone."""
+_ABOUT_THE_ANSWER = ("threshold", "calibration", "training_data")
+_VOLATILE = ("transformers_version", "_name_or_path", "architectures", "auto_map")
 
 
-def find_checkpoint(model: str | PathLike[str] | None) -> tuple[Path, str]:
-    """The folder and `model_type` of the shipped model (None or "shipped"), a folder, a name of PUBLISHED, or a hub id.
+class Tensor(NamedTuple):
+    """Where a tensor lies in the file of the weights."""
+
+    dtype: str
+    """As safetensors names it: F32, F16, …"""
+    shape: tuple[int, ...]
+    start: int
+    """In bytes from the beginning of the file."""
+    end: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a program around a network must know of it."""
+
+    model_type: str
+    image_size: int
+    """Side S of the square network input, in pixels."""
+    max_words: int
+    """Words of an expression that are read."""
+    threshold: float = 0.5
+    """Probability above which a pixel belongs to the mask."""
+    calibration: Mapping[str, Any] | None = None
+    """See `refseg.calibration`."""
+    training_data: str = ""
+    """Where the weights come from, in words."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Settings:
+        """Those of a checkpoint's config.json. Raises RefsegError where a size is missing or none."""
+        for name in ("image_size", "max_words"):
+            value = config.get(name)
+            if type(value) is not int or value < 1:
+                raise RefsegError(f"{name} in {CONFIG} is {value!r}; give a whole number from 1 up")
+        return cls(**{name: config[name] for name in cls.__dataclass_fields__ if name in config})
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder of weights, and its config.json as it stands there."""
+
+    folder: Path
+    config: Mapping[str, Any]
+
+    @property
+    def model_type(self) -> str:
+        return str(self.config["model_type"])
+
+    @property
+    def settings(self) -> Settings:
+        """Raises RefsegError where config.json lacks them."""
+        return Settings.from_config(self.config)
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """What the file of the weights holds, by name. Raises RefsegError where it is damaged."""
+        try:
+            return _read_header(self.folder / WEIGHTS)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as fault:
+            raise RefsegError(
+                f"{self.folder} holds no usable weights in {WEIGHTS} ({fault}); copy the checkpoint again"
+            ) from fault
+
+    @cached_property
+    def stamp(self) -> str:
+        """The same for checkpoints of one network whose weights lie at the same places: one graph serves both."""
+        values = {name: value for name, value in self.config.items() if name not in (*_ABOUT_THE_ANSWER, *_VOLATILE)}
+        content = json.dumps([_GRAPHS_MADE, values, sorted(self.tensors.items())], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    @property
+    def digest(self) -> str:
+        """The same wherever the same weights, vocabulary and config lie."""
+        values = {name: value for name, value in self.config.items() if name not in _VOLATILE}
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+        for name in (TOKENIZER, WEIGHTS):
+            with (self.folder / name).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:16]
+
+    @property
+    def parameters(self) -> int:
+        """Learnt numbers; what batch norm counts is none."""
+        counted = ("running_mean", "running_var", "num_batches_tracked", "image_encoder.mean", "image_encoder.std")
+        return sum(math.prod(tensor.shape) for name, tensor in self.tensors.items() if not name.endswith(counted))
+
+    def has_graph(self, path: Path) -> bool:
+        """Whether the file is a graph that was written for this network, its weights where they are now."""
+        return path.is_file() and self.stamp.encode() in path.read_bytes()
+
+    def files(self) -> list[Path]:
+        """What belongs to the checkpoint, wherever else its folder holds more."""
+        names = (CONFIG, WEIGHTS, TOKENIZER, "tokenizer_config.json", "refseg_network.py")
+        present = [path for name in names if (path := self.folder / name).is_file()]
+        return present + [path for name in GRAPHS if self.has_graph(path := self.folder / name)]
+
+    def read_words(self) -> WordTokenizer:
+        """The vocabulary. Raises RefsegError where it is damaged or another model's."""
+        tokenizer = WordTokenizer.from_pretrained(self.folder, self.settings.max_words)
+        vocabulary = self.config.get("vocabulary", len(tokenizer))
+        if len(tokenizer) > vocabulary:
+            raise RefsegError(
+                f"{self.folder} mixes two models: {len(tokenizer)} words in {TOKENIZER} and "
+                f"{vocabulary} in {CONFIG}; copy one whole checkpoint"
+            )
+        return tokenizer
+
+    def check_weights(self) -> None:
+        """Raises RefsegError where a weight is infinite or no number."""
+        weights = np.memmap(self.folder / WEIGHTS, dtype=np.uint8, mode="r")
+        for tensor in self.tensors.values():
+            if tensor.dtype in _EXPONENTS:
+                kind, bits = _EXPONENTS[tensor.dtype]
+                exponents = weights[tensor.start : tensor.end].view(kind) & kind(bits)
+                if (exponents == bits).any():
+                    raise RefsegError(
+                        f"the weights in {self.folder} hold values that are not finite numbers; "
+                        "copy the checkpoint again"
+                    )
+
+
+def find_checkpoint(model: str | PathLike[str] | None) -> Checkpoint:
+    """The shipped model (None or "shipped"), or that of a folder, of a name of PUBLISHED, or of a hub id.
 
     What is in the hub's local cache is used without the network; HF_HUB_OFFLINE=1 keeps it from being asked at all.
     Raises RefsegError where there is none, it is incomplete, its weights are a pickle, or its type is unknown.
     """
     model = None if model == "shipped" else model
     folder = _SHIPPED if model is None else _find_folder(model)
-    if not (folder / _CONFIG).is_file():
-        raise RefsegError(f"the model folder {folder} lacks {_CONFIG}; {_anew(model)}")
+    if not (folder / CONFIG).is_file():
+        raise RefsegError(f"the model folder {folder} lacks {CONFIG}; {_anew(model)}")
     try:
-        kind = json.loads((folder / _CONFIG).read_text(encoding="utf-8")).get("model_type")
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        kind = config.get("model_type")
     except (OSError, ValueError, AttributeError, RecursionError) as fault:
-        raise RefsegError(f"{folder / _CONFIG} cannot be read ({fault}); copy the checkpoint again") from fault
+        raise RefsegError(f"{folder / CONFIG} cannot be read ({fault}); copy the checkpoint again") from fault
     if kind not in (*NETWORKS, *OTHER_TYPES):
         known = ", ".join((*NETWORKS, *PUBLISHED))
         raise RefsegError(f"{folder} holds a model of type {kind}; refseg reads: {known}")
-    if not (folder / _WEIGHTS).is_file():
+    if not (folder / WEIGHTS).is_file():
         pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in _PICKLES]
         if pickles:
             raise RefsegError(
                 f"the weights in {folder} are a pickle ({pickles[0]}), which can run code and is not read; have them "
-                f"saved as {_WEIGHTS}, as save_pretrained does"
+                f"saved as {WEIGHTS}, as save_pretrained does"
             )
-        raise RefsegError(f"the model folder {folder} lacks {_WEIGHTS}; {_anew(model)}")
+        raise RefsegError(f"the model folder {folder} lacks {WEIGHTS}; {_anew(model)}")
     if kind in NETWORKS and not (folder / TOKENIZER).is_file():
         raise RefsegError(f"the model folder {folder} lacks {TOKENIZER}; {_anew(model)}")
-    return folder, kind
+    return Checkpoint(folder, config)
+
+
+def _read_header(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises ValueError and its kin where it is none."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _LARGEST_HEADER:
+            raise ValueError("header too large")
+        if size < 8 + length:
+            raise ValueError("cut short")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        start, end = (8 + length + offset for offset in entry["data_offsets"])
+        tensor = Tensor(entry["dtype"], tuple(entry["shape"]), start, end)
+        length_in_bytes = math.prod(tensor.shape) * _SIZES[tensor.dtype]
+        if not 8 + length <= start <= end <= size or end - start != length_in_bytes:
+            raise ValueError(f"{name} does not fit into the file")
+        tensors[name] = tensor
+    return tensors
 
 
 def _anew(model: str | PathLike[str] | None) -> str:
@@ -80,8 +245,13 @@ def _find_folder(model: str | PathLike[str]) -> Path:
             f"there is no model folder {str(model)!r}; give a checkpoint's folder, a hub id 'org/name', "
             f"{' or '.join(PUBLISHED)}"
         )
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
+    try:
+        from huggingface_hub import constants, snapshot_download
+        from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
+    except ImportError as fault:
+        raise RefsegError(
+            f'there is no folder {name}, and a model of the hub needs huggingface-hub; pip install "refseg[train]"'
+        ) from fault
 
     try:
         try:
@@ -102,69 +272,3 @@ def _find_folder(model: str | PathLike[str]) -> Path:
             f"there is no folder {name} and the hub gave no model of that name; "
             "check the spelling and the network, or give a checkpoint's folder"
         ) from fault
-
-
-def load_network(model: str | PathLike[str] | None) -> tuple[ReferringNetwork, WordTokenizer]:
-    """As `find_checkpoint` and `read_network`. Raises RefsegError also for a model that is not trained here."""
-    folder, kind = find_checkpoint(model)
-    if kind not in NETWORKS:
-        raise RefsegError(f"{folder} holds a model of type {kind}; what is trained is of type {', '.join(NETWORKS)}")
-    return read_network(folder, kind)
-
-
-def read_network(folder: Path, model_type: str) -> tuple[ReferringNetwork, WordTokenizer]:
-    """The network on the CPU and its vocabulary. Raises RefsegError for what is damaged or does not fit together."""
-    network = _read_weights(folder, model_type)
-    tokenizer = WordTokenizer.from_pretrained(folder, network.config.max_words)
-    if len(tokenizer) > network.config.vocabulary:
-        raise RefsegError(
-            f"{folder} mixes two models: {len(tokenizer)} words in tokenizer.json and "
-            f"{network.config.vocabulary} in config.json; copy one whole checkpoint"
-        )
-    if network.config.parses:
-        tokenizer.parse = Parses()
-    return network, tokenizer
-
-
-def _read_weights(folder: Path, model_type: str) -> ReferringNetwork:
-    again = "copy the checkpoint again"
-    try:
-        with quiet_transformers():
-            network: ReferringNetwork
-            network, report = find_network(model_type).from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # they are reported, and refused below
-                output_loading_info=True,
-                dtype=torch.float32,
-            )
-    except RefsegError:
-        raise
-    except Exception as fault:  # damaged JSON or safetensors, values of a config that build no network
-        raise RefsegError(f"{folder} holds no usable {model_type} ({first_line(fault)}); {again}") from fault
-    mismatched = {name for name, *_ in report["mismatched_keys"]}
-    differing = sorted(mismatched | report["missing_keys"] | report["unexpected_keys"])
-    if differing:
-        raise RefsegError(
-            f"the weights in {folder} do not fit its config.json "
-            f"({len(differing)} differ, such as {differing[0]}); {again}"
-        )
-    values = [value for value in network.state_dict().values() if value.is_floating_point()]
-    if not all(bool(value.isfinite().all()) for value in values):
-        raise RefsegError(f"the weights in {folder} hold values that are not finite numbers; {again}")
-    return network
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without the library's progress bar and its table of weights that do not fit; ours is one sentence."""
-    verbosity, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bar:
-            transformers_logging.enable_progress_bar()

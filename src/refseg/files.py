@@ -1,7 +1,8 @@
-"""Files that appear whole or not at all, and files that only one process writes."""
+"""Files that appear whole or not at all, or that only one process writes; a folder for what can be made again."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -43,3 +44,11 @@ def lock(file: IO[bytes]) -> bool:
     except OSError:
         return False
     return True
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: `$REFSEG_CACHE` or the user's cache folder."""
+    if chosen := os.environ.get("REFSEG_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "refseg"

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import re
+import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from os import PathLike
-from typing import TYPE_CHECKING, Protocol, overload
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from PIL import Image
-from torch import Tensor
 
 from refseg.calibration import Calibration, Verdict
-from refseg.checkpoints import OTHER_TYPES, find_checkpoint, read_network
-from refseg.engines.fast import fastest_form
+from refseg.checkpoints import OTHER_TYPES, Checkpoint, Settings, find_checkpoint
+from refseg.data.parses import Parses
+from refseg.engines.interface import Answers, Engine, Features, Floats
+from refseg.engines.threads import available_threads
 from refseg.errors import RefsegError
-from refseg.models.interface import Features, Prediction, ReferringNetwork, TokenBatch
 from refseg.photo import PhotoSource, read_photo
 from refseg.segmentation import Segmentation
 from refseg.transforms import to_photograph, to_square
@@ -26,20 +28,15 @@ from refseg.words import UNKNOWN, Tokens, WordTokenizer, clean_expression
 
 if TYPE_CHECKING:
     from refseg.models.hub import Measurement
-    from refseg.models.pretrained import BytePairTokenizer, OtherModel
+    from refseg.models.pretrained import BytePairTokenizer
 
-ENGINES = ("torch", "openvino")
+ENGINES = ("auto", "onnx", "torch", "openvino")
 PRECISIONS = ("float32", "bfloat16", "int8")
+Refine = Callable[[Image.Image, Floats], Floats]
+"""Changes an answer's probabilities (H, W) before they are decided, given the photograph; see `evaluation.crf`."""
 
-
-class Network(Protocol):
-    """What computes: an `SHNet`, its inference form, or another engine's."""
-
-    def encode(self, images: Tensor, /) -> tuple[Tensor, ...]:
-        """images (1, 3, S, S) in 0..1 → what serves any number of expressions; first the three levels."""
-
-    def __call__(self, tokens: TokenBatch, *, features: Features) -> Prediction:
-        """What it says about the B expressions, with what its `encode` made of one photograph."""
+_GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""What Linux shows of a driver: NVIDIA's, AMD's, and that of Windows beneath."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +45,8 @@ class EncodedPhoto:
 
     photo: Image.Image
     """As displayed, W×H RGB."""
-    levels: tuple[Tensor, ...]
-    """Three feature maps, each (1, C, h, w), and what else the network's form computes ahead of the words."""
+    features: Features
+    """What the engine computes ahead of the words."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -60,32 +57,30 @@ class EncodedPhoto:
 class Segmenter:
     """Finds in photographs what expressions describe. `load` makes one."""
 
-    refine: Callable[[Image.Image, Tensor], Tensor] | None = None
-    """Changes an answer's probabilities (H, W) before they are decided, given the photograph; see `evaluation.crf`."""
-
     def __init__(
         self,
-        model: ReferringNetwork | OtherModel,
+        engine: Engine,
         tokenizer: WordTokenizer | BytePairTokenizer,
-        device: str = "cpu",
+        settings: Settings,
+        *,
         threshold: float | None = None,
-        network: Network | None = None,
+        refine: Refine | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
-        """`threshold`: the probability above which a pixel belongs to the mask; None takes the model's own.
+        """`threshold`: the probability above which a pixel belongs to the mask; None takes the settings'.
 
-        `network`: the form of the model that computes; None takes the fastest.
+        `checkpoint`: where the network was read from; None where it has no folder.
         """
-        self.threshold = _check_threshold(model.config.threshold if threshold is None else threshold)
-        self.device = torch.device(device)
-        self.model = model.eval().to(self.device)
-        self.network = network or fastest_form(self.model)
-        self.tokenizer = tokenizer
-        self.calibration = Calibration.from_dict(model.config.calibration)
+        self.engine, self.tokenizer, self.settings = engine, tokenizer, settings
+        self.threshold = _check_threshold(settings.threshold if threshold is None else threshold)
+        self.calibration = Calibration.from_dict(settings.calibration)
+        self.refine = refine
+        self.checkpoint = checkpoint
 
     @property
     def image_size(self) -> int:
         """Side S of the square network input, in pixels."""
-        return int(self.model.config.image_size)
+        return self.settings.image_size
 
     @overload
     def __call__(self, photo: PhotoSource, expressions: str) -> Segmentation: ...  # type: ignore[overload-overlap]
@@ -101,14 +96,12 @@ class Segmenter:
         answers = self.segment(self.encode(photo), cleaned)
         return answers[0] if isinstance(expressions, str) else answers
 
-    @torch.inference_mode()
     def encode(self, photo: PhotoSource) -> EncodedPhoto:
-        """Reads a photograph and computes its levels, the expensive half of an answer."""
+        """Reads a photograph and computes all that no word touches, the expensive half of an answer."""
         displayed = read_photo(photo)
-        square = to_square(displayed, self.image_size).to(self.device)  # (3, S, S)
-        return EncodedPhoto(displayed, self.network.encode(square[None]))
+        square = to_square(displayed, self.image_size)  # (3, S, S)
+        return EncodedPhoto(displayed, self.engine.encode(square[None]))
 
-    @torch.inference_mode()
     def segment(
         self,
         encoded: EncodedPhoto,
@@ -132,32 +125,31 @@ class Segmenter:
             answers += self._segment_batch(encoded, cleaned[start : start + batch_size], threshold)
         return answers
 
-    @torch.inference_mode()
-    def mask_logits(self, encoded: EncodedPhoto, expressions: Sequence[str]) -> Tensor:
-        """What the network says before anything is decided: (E, 1, 4h, 4w) float32 over the square input."""
-        return self._answer(encoded, self.tokenizer(_clean_all(expressions)))[0]
+    def mask_logits(self, encoded: EncodedPhoto, expressions: Sequence[str]) -> Floats:
+        """What the network says before anything is decided: (E, 1, 4h, 4w) over the square input."""
+        return self._answer(encoded, self.tokenizer(_clean_all(expressions))).mask_logits
 
-    @torch.inference_mode()
-    def attention(self, encoded: EncodedPhoto, expression: str) -> tuple[list[str], npt.NDArray[np.float32]]:
-        """The T words that are read, and what attends to what in SFM: (3, layers, hw+T, hw+T), 0..1.
+    def attention(self, encoded: EncodedPhoto, expression: str) -> tuple[list[str], Floats]:
+        """The T words that are read, and what attends to what: (3, layers, N+T, N+T), 0..1.
 
-        See `models.interface.ReferringNetwork.attention`. Raises RefsegError if the model has no attention to show.
+        See `engines.interface.Engine.attention`. Raises RefsegError if the model has no SFM.
         """
         tokens = self.tokenizer([clean_expression(expression)])
-        asked = self._asked(tokens)
-        shares = self.model.attention(asked, encoded.levels[:3])
+        shares = self.engine.attention(tokens, encoded.features)
         unknown = iter(tokens.unknown[0])
         known = [self.tokenizer.tokenizer.id_to_token(number) or "" for number in tokens.ids[0].tolist()]
-        return [next(unknown, "") if word == UNKNOWN else word for word in known], shares.cpu().numpy()
+        return [next(unknown, "") if word == UNKNOWN else word for word in known], shares
 
-    def word_attention(self, encoded: EncodedPhoto, expression: str) -> list[tuple[str, npt.NDArray[np.float32]]]:
+    def word_attention(self, encoded: EncodedPhoto, expression: str) -> list[tuple[str, Floats]]:
         """Each word that is read, and how much every place attends to it: (h, w) over the square input, 0..1.
 
         The mean of `attention` over levels and layers. Raises RefsegError if the model has no SFM.
         """
         words, shares = self.attention(encoded, expression)
-        h, w = encoded.levels[0].shape[2:]
-        return list(zip(words, shares.mean(axis=(0, 1))[: h * w, h * w :].T.reshape(-1, h, w), strict=True))
+        pixels = shares.shape[-1] - len(words)
+        side = math.isqrt(pixels)
+        maps = shares.mean(axis=(0, 1))[:pixels, pixels:].T.reshape(-1, side, side)
+        return list(zip(words, maps, strict=True))
 
     def save_pretrained(
         self, folder: str | PathLike[str], *, report: Measurement | None = None, license: str = "apache-2.0"
@@ -169,7 +161,7 @@ class Segmenter:
         """
         from refseg.models.hub import save
 
-        save(*self._checkpoint(), folder, report=report, license=license)
+        save(self._own_checkpoint(), folder, report=report, license=license)
 
     def push_to_hub(
         self, name: str, *, report: Measurement | None = None, license: str = "apache-2.0", private: bool = False
@@ -180,22 +172,17 @@ class Segmenter:
         """
         from refseg.models.hub import push
 
-        return push(*self._checkpoint(), name, report=report, license=license, private=private)
+        return push(self._own_checkpoint(), name, report=report, license=license, private=private)
 
-    def _checkpoint(self) -> tuple[ReferringNetwork, WordTokenizer]:
-        if not isinstance(self.model, ReferringNetwork) or not isinstance(self.tokenizer, WordTokenizer):
-            raise RefsegError(f"a {self.model.config.model_type} is not saved by refseg; save it with transformers")
-        return self.model, self.tokenizer
+    def _own_checkpoint(self) -> Checkpoint:
+        if self.checkpoint is None:
+            raise RefsegError("this segmenter was read from no folder; save its network, and load that")
+        if self.checkpoint.model_type in OTHER_TYPES:
+            raise RefsegError(f"a {self.checkpoint.model_type} is not saved by refseg; save it with transformers")
+        return self.checkpoint
 
-    def _answer(self, encoded: EncodedPhoto, tokens: Tokens) -> tuple[Tensor, list[float] | None]:
-        """Mask logits, and the scores of a network that has its own."""
-        prediction = self.network(self._asked(tokens), features=encoded.levels)
-        confidence = prediction.confidence
-        return prediction.mask_logits.float(), None if confidence is None else confidence.tolist()
-
-    def _asked(self, tokens: Tokens) -> TokenBatch:
-        heads = None if tokens.heads is None else tokens.heads.to(self.device)
-        return TokenBatch(tokens.ids.to(self.device), tokens.mask.to(self.device), heads)
+    def _answer(self, encoded: EncodedPhoto, tokens: Tokens) -> Answers:
+        return self.engine.answer(tokens, encoded.features)
 
     def _segment_batch(self, encoded: EncodedPhoto, expressions: list[str], threshold: float) -> list[Segmentation]:
         tokens = self.tokenizer(expressions)
@@ -219,7 +206,7 @@ class Segmenter:
             answers.append(
                 Segmentation(
                     expression=expression,
-                    mask=mask.cpu().numpy(),
+                    mask=mask,
                     score=verdict.score,
                     photo=encoded.photo,
                     unknown_words=unknown,
@@ -235,8 +222,10 @@ def load(
     *,
     device: str = "auto",
     threshold: float | None = None,
-    engine: str = "torch",
+    engine: str = "auto",
     precision: str = "float32",
+    threads: int | None = None,
+    refine: Refine | None = None,
     calibrate_on: Sequence[PhotoSource] = (),
 ) -> Segmenter:
     """A segmenter from the shipped model (None or "shipped"), a checkpoint's folder, or a hub id "org/name".
@@ -245,59 +234,71 @@ def load(
     A hub model that is in the local cache is used without the network. `device` is "auto" (CUDA, else MPS,
     else CPU), "cpu", "cuda", "cuda:1" or "mps". `threshold` overrides the model's own.
 
-    `engine` "openvino" computes on the CPU by OpenVINO. `precision` "bfloat16" suits hardware that computes in it;
+    On a CPU ONNX Runtime answers, on a GPU PyTorch; `engine` "onnx", "torch" or "openvino" asks for one by name.
+    `threads` are those that compute on a CPU; None takes the processors that this process is given, its control group's
+    quota included. `precision` "bfloat16" suits hardware that computes in it, and PyTorch or OpenVINO computes in it;
     "int8", for OpenVINO alone, takes its ranges from the photographs `calibrate_on`, 30 or more. docs/speed.md says
-    what each gains and loses. Raises RefsegError if the checkpoint is incomplete, damaged or of an unknown type, or
-    if the device or the engine is not there.
+    what each gains and loses. `refine` changes an answer's probabilities before they are decided (`evaluation.crf`).
+
+    Raises RefsegError if the checkpoint is incomplete, damaged or of an unknown type, or if the device, the engine or
+    a library is not there.
     """
-    if engine not in ENGINES:
-        raise RefsegError(f"unknown engine {engine!r}; one of: {', '.join(ENGINES)}")
-    if precision not in PRECISIONS or (precision == "int8" and engine != "openvino"):
-        raise RefsegError(
-            f"{engine} does not compute in {precision!r}; float32 and bfloat16 it does, openvino also int8"
-        )
-    chosen = "cpu" if engine == "openvino" and device == "auto" else _choose_device(device)
-    if engine == "openvino" and chosen != "cpu":
-        raise RefsegError(f"the engine openvino computes on the CPU, not on {chosen}; leave device out")
-    folder, kind = find_checkpoint(model)
-    if kind in OTHER_TYPES:
-        if engine != "torch" or precision != "float32":
-            raise RefsegError(f"{kind} is computed by torch in float32; leave engine and precision out")
+    _check_choice(engine, precision, threads)
+    chosen = _choose_device(device, engine)
+    checkpoint = find_checkpoint(model)
+    other = checkpoint.model_type in OTHER_TYPES
+    if other and (engine not in ("auto", "torch") or precision != "float32"):
+        raise RefsegError(f"{checkpoint.model_type} is computed by torch in float32; leave engine and precision out")
+    if engine == "auto":
+        engine = "torch" if other or chosen != "cpu" or precision == "bfloat16" else "onnx"
+    computing: Engine
+    words: WordTokenizer | BytePairTokenizer
+    if engine == "torch":
+        computing, words, settings = _by_torch(checkpoint, chosen, precision, threads)
+    else:
+        words, settings = checkpoint.read_words(), checkpoint.settings
+        if engine == "onnx":
+            from refseg.engines.onnx import OnnxEngine
+
+            computing = OnnxEngine.of(checkpoint, threads or available_threads())
+        else:
+            from refseg.engines.openvino import OpenVINOEngine
+
+            examples = _examples(calibrate_on, words, settings.image_size) if precision == "int8" else []
+            computing = OpenVINOEngine(checkpoint, precision, threads or available_threads(), examples)
+    if computing.parses and isinstance(words, WordTokenizer):
+        words.parse = Parses()
+    return Segmenter(computing, words, settings, threshold=threshold, refine=refine, checkpoint=checkpoint)
+
+
+def _by_torch(
+    checkpoint: Checkpoint, device: str, precision: str, threads: int | None
+) -> tuple[Engine, WordTokenizer | BytePairTokenizer, Settings]:
+    _need_torch()
+    from refseg.engines.torch import TorchEngine
+
+    if device == "cpu":
+        threads = threads or available_threads()
+    if checkpoint.model_type in OTHER_TYPES:
         from refseg.models.pretrained import read_other
 
-        return Segmenter(*read_other(folder, kind), chosen, threshold)
-    network, tokenizer = read_network(folder, kind)
-    form: Network | None = None
-    if engine == "openvino":
-        from refseg.engines.openvino import OpenVINONetwork
+        other, tokens = read_other(checkpoint)
+        return TorchEngine(other, device, precision, threads), tokens, other.settings
+    from refseg.models.reading import read_network
 
-        examples = _examples(calibrate_on, tokenizer, network.config.image_size) if precision == "int8" else []
-        form = OpenVINONetwork(network.eval(), precision, examples)
-    elif precision == "bfloat16":
-        form = _Bfloat16(fastest_form(network.to(chosen)), chosen)
-    return Segmenter(network, tokenizer, chosen, threshold, form)
+    network = read_network(checkpoint)
+    return TorchEngine(network, device, precision, threads), checkpoint.read_words(), checkpoint.settings
 
 
-class _Bfloat16:
-    """A form of the network under PyTorch's autocast."""
-
-    def __init__(self, model: Network, device: str) -> None:
-        self.model, self.device = model, torch.device(device).type
-
-    def encode(self, images: Tensor) -> tuple[Tensor, ...]:
-        with torch.autocast(self.device, torch.bfloat16):
-            return self.model.encode(images)
-
-    def __call__(self, tokens: TokenBatch, *, features: Features) -> Prediction:
-        with torch.autocast(self.device, torch.bfloat16):
-            return self.model(tokens, features=features)
-
-
-def _examples(photos: Sequence[PhotoSource], tokenizer: WordTokenizer, side: int) -> list[tuple[Tensor, Tensor]]:
-    """Each photograph's square (1, 3, S, S) with ids (1, T) of "the" and one of the vocabulary's frequent words."""
-    words = sorted(tokenizer.vocabulary, key=tokenizer.vocabulary.__getitem__)[2:202]
+def _examples(photos: Sequence[PhotoSource], words: WordTokenizer, side: int) -> list[tuple[Floats, Tokens]]:
+    """Each photograph's square (1, 3, S, S) with a sentence of "the" and one of the vocabulary's frequent words."""
+    frequent = sorted(words.vocabulary, key=words.vocabulary.__getitem__)[2:202]
+    tree = np.array([[1, 1]])  # "the" depends on what follows
     return [
-        (to_square(read_photo(photo), side)[None], tokenizer([f"the {words[number % len(words)]}"]).ids)
+        (
+            to_square(read_photo(photo), side)[None],
+            replace(words([f"the {frequent[number % len(frequent)]}"]), heads=tree),
+        )
         for number, photo in enumerate(photos)
     ]
 
@@ -314,15 +315,37 @@ def _check_threshold(threshold: object) -> float:
     return float(threshold)
 
 
-def _choose_device(device: str) -> str:
-    if device == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", str(device)):
+def _check_choice(engine: str, precision: str, threads: int | None) -> None:
+    if engine not in ENGINES:
+        raise RefsegError(f"unknown engine {engine!r}; one of: {', '.join(ENGINES)}")
+    computed = {"onnx": PRECISIONS[:1], "openvino": PRECISIONS}.get(engine, PRECISIONS[:2])
+    if precision not in computed:
+        raise RefsegError(
+            f"{engine} does not compute in {precision!r}; onnx computes in float32, torch in float32 and bfloat16, "
+            "openvino also int8"
+        )
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise RefsegError(f"threads is {threads!r}; give a whole number from 1 up")
+
+
+def _choose_device(device: str, engine: str) -> str:
+    """The device to compute on; PyTorch is only asked where there could be another than the CPU."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(device)):
         raise RefsegError(f"unknown device {device!r}; one of: auto, cpu, cuda, cuda:0, mps")
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as fault:
-        raise RefsegError(f"this machine has no usable device {device!r}; use device='auto'") from fault
-    return str(device)
+    on_cpu = engine in ("onnx", "openvino")
+    if on_cpu and device not in ("auto", "cpu"):
+        raise RefsegError(f"the engine {engine} computes on the CPU, not on {device}; leave device out")
+    could_be = sys.platform != "linux" or any(Path(driver).exists() for driver in _GPUS)
+    if on_cpu or device == "cpu" or (device == "auto" and not (could_be and find_spec("torch"))):
+        return "cpu"
+    _need_torch()
+    from refseg.engines.torch import choose_device
+
+    return choose_device(device)
+
+
+def _need_torch() -> None:
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        raise RefsegError(
+            'this device or model is computed by PyTorch, which is not installed; pip install "refseg[train]"'
+        )

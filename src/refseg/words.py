@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-import torch
+import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from torch import Tensor
 
 from refseg.errors import RefsegError
 
@@ -49,16 +49,22 @@ def clean_expression(expression: object) -> str:
 class Tokens:
     """A batch of B sentences, T the length of its longest."""
 
-    ids: Tensor
-    """(B, T) int64; 0 past a sentence's end."""
-    mask: Tensor
-    """(B, T) bool, True at words."""
+    ids: npt.NDArray[np.int64]
+    """(B, T); 0 past a sentence's end."""
+    mask: npt.NDArray[np.bool_]
+    """(B, T), True at words."""
     unknown: list[tuple[str, ...]]
     """Per sentence, the words outside the vocabulary."""
     truncated: list[bool]
     """Per sentence, whether words past the last admitted one were dropped."""
-    heads: Tensor | None = None
-    """(B, T) int64, the place of each word's head in the dependency tree, the root's own; see `WordTokenizer.parse`."""
+    heads: npt.NDArray[np.int64] | None = None
+    """(B, T), the place of each word's head in the dependency tree, the root's own; see `WordTokenizer.parse`."""
+
+    def unpadded(self) -> Iterator[dict[str, npt.NDArray[np.int64]]]:
+        """Each sentence alone: ids (1, T) of its T words, and their heads (1, T) where there are trees."""
+        parts = {"ids": self.ids} | ({} if self.heads is None else {"heads": self.heads})
+        for row, mask in enumerate(self.mask):
+            yield {name: values[row][mask][None] for name, values in parts.items()}
 
 
 class WordTokenizer:
@@ -139,17 +145,17 @@ class WordTokenizer:
         words = [[sentence[place] for place in kept] or [""] for sentence, kept in zip(whole, places, strict=True)]
         read = [sentence[: self.max_words] for sentence in words]
         longest = max(map(len, read), default=1)
-        ids = torch.zeros(len(read), longest, dtype=torch.long)
-        mask = torch.zeros(len(read), longest, dtype=torch.bool)
+        ids = np.zeros((len(read), longest), dtype=np.int64)
+        mask = np.zeros((len(read), longest), dtype=np.bool_)
         for row, sentence in enumerate(read):
             found = [vocabulary(word) for word in sentence]
-            ids[row, : len(found)] = torch.tensor([self.unknown_id if i is None else i for i in found])
+            ids[row, : len(found)] = [self.unknown_id if number is None else number for number in found]
             mask[row, : len(found)] = True
         heads = None
         if self.parse:
-            heads = torch.zeros(len(read), longest, dtype=torch.long)
+            heads = np.zeros((len(read), longest), dtype=np.int64)
             for row, tree in enumerate(self.parse(whole, [kept[: self.max_words] for kept in places])):
-                heads[row, : len(tree)] = torch.tensor(tree)
+                heads[row, : len(tree)] = tree
         return Tokens(
             ids=ids,
             mask=mask,

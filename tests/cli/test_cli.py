@@ -252,7 +252,7 @@ def test_usage_errors_exit_2(here, capsys, line):
 
 
 def test_interruption_is_130(here, monkeypatch, capsys):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("refseg.cli.segmenting.load_model", interrupted)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import refseg
 from refseg.errors import RefsegError
@@ -24,7 +23,7 @@ def photo() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def plain(tiny_model: Path) -> Segmenter:
-    return refseg.load(tiny_model, device="cpu")
+    return refseg.load(tiny_model, device="cpu", engine="torch")
 
 
 def test_same_logits_alone_and_in_a_batch(tiny_model: Path, plain: Segmenter, photo: np.ndarray) -> None:
@@ -32,10 +31,10 @@ def test_same_logits_alone_and_in_a_batch(tiny_model: Path, plain: Segmenter, ph
     encoded = other.encode(photo)
     expected = plain.mask_logits(plain.encode(photo), EXPRESSIONS)
     together = other.mask_logits(encoded, EXPRESSIONS)
-    torch.testing.assert_close(together, expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(together, expected, rtol=1e-3, atol=1e-3)
     for number, expression in enumerate(EXPRESSIONS):
         alone = other.mask_logits(encoded, [expression])
-        torch.testing.assert_close(alone, together[number : number + 1], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(alone, together[number : number + 1], rtol=1e-3, atol=1e-3)
 
 
 def test_int8_stays_near(tiny_model: Path, plain: Segmenter, photo: np.ndarray) -> None:
@@ -44,9 +43,9 @@ def test_int8_stays_near(tiny_model: Path, plain: Segmenter, photo: np.ndarray) 
     other = refseg.load(tiny_model, engine="openvino", precision="int8", calibrate_on=photos)
     expected = plain.mask_logits(plain.encode(photo), EXPRESSIONS)
     found = other.mask_logits(other.encode(photo), EXPRESSIONS)
-    assert not torch.equal(found, expected)
+    assert not np.array_equal(found, expected)
     # Random weights lose far more to 8 bits than trained ones; docs/speed.md has the loss of IoU on photographs.
-    assert float(torch.corrcoef(torch.stack([found.flatten(), expected.flatten()]))[0, 1]) > 0.8
+    assert np.corrcoef(found.flatten(), expected.flatten())[0, 1] > 0.8
 
 
 def test_int8_needs_photographs(tiny_model: Path) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import csv
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
-from refseg.engines.packed import DirectConv, Geometry, Linear
-from refseg.evaluation.bench import Case, Growth, _watched, measure, plain_form, write_csv
+from refseg.evaluation.bench import Case, Growth, _watched, busy, inference, measure, plain_form, write_csv
 from refseg.models.interface import TokenBatch
 from refseg.models.shnet import SHNet
 from refseg.models.shnet.aggregation import HCAM
@@ -56,17 +53,16 @@ def test_lines_are_written_as_csv(tmp_path: Path) -> None:
             assert list(csv.DictReader(file)) == [expected]
 
 
-@torch.inference_mode()
-def test_packed_products_are_counted_as_plain_ones_are() -> None:
-    linear, x = nn.Linear(24, 16), torch.rand(2, 9, 9, 24)
-    packed = Linear(linear.weight, linear.bias)
-    cases = {"plain": Case(lambda: linear(x)), "packed": Case(lambda: packed(x))}
-    for groups in (1, 8):
-        conv = nn.Conv2d(24, 16, 3, padding=1, groups=groups)
-        direct = DirectConv(conv.weight, conv.bias, Geometry(padding=1, groups=groups))
-        cases |= {
-            f"plain {groups}": Case(partial(conv, x.permute(0, 3, 1, 2))),
-            f"packed {groups}": Case(partial(direct, x)),
-        }
-    flops = [line.gflop for line in measure("products", cases, 1)]
-    assert flops[::2] == flops[1::2] == [2 * 162 * n / 1e9 for n in (24 * 16, 9 * 24 * 16, 9 * 3 * 16)]
+@pytest.mark.slow
+def test_every_engine_is_measured_on_the_shipped_model_and_clipseg() -> None:
+    cases = [line.case for line in inference(1, 1)]
+    assert cases[0] == "paper's network, plain: one expression"
+    for named in ("paper's network, light decoder, onnx", "shipped model, onnx", "CLIPSeg, onnx", "CLIPSeg, torch"):
+        assert sum(case.startswith(named) for case in cases) == 2, named
+
+
+@pytest.mark.slow
+def test_first_answers_are_measured_beside_busy_processes() -> None:
+    lines = busy(1)
+    assert {line.engine for line in lines} == {"onnx", "torch"} and {1} <= {line.threads for line in lines}
+    assert all(line.ratio == pytest.approx(line.busy / line.idle) and line.worst >= line.busy > 0 for line in lines)

@@ -247,9 +247,10 @@ def test_a_row_about_another_size_is_refused(run):
     assert code == 2 and "write the table again" in err
 
 
-def test_a_model_without_sfm_has_no_attention_to_show(run, segmenter, monkeypatch):
-    monkeypatch.setitem(segmenter.model._modules, "fusion", ConcatFusion(16))
-    monkeypatch.setattr("refseg.cli.figures.load_model", lambda *_: segmenter)
+def test_a_model_without_sfm_has_no_attention_to_show(run, tiny_model, monkeypatch):
+    segmenter = refseg.load(tiny_model, device="cpu", engine="torch")
+    segmenter.engine.network.fusion = ConcatFusion(16)
+    monkeypatch.setattr("refseg.cli.figures.load_model", lambda *_, **__: segmenter)
     code, _, err = run("attention", "street.png", "the dog", "--out", "f.png")
     assert code == 2 and err == "refseg: this model fuses without attention; load one whose config says fusion: sfm\n"
 

@@ -58,7 +58,7 @@ def test_offline_nothing_is_downloaded(offline: Path, name: str) -> None:
 
 def test_a_name_finds_the_published_model(tiny_model: Path, offline: Path) -> None:
     cached(offline, "CIDAS/clipseg-rd64-refined", tiny_model)  # what lies there is read as what its config says
-    assert load("clipseg", device="cpu").model.config.model_type == "shnet"
+    assert load("clipseg", device="cpu").settings.model_type == "shnet"
 
 
 def test_a_gated_model_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,7 +143,7 @@ def test_automodel_gives_an_shnet(tiny_model: Path) -> None:
     assert isinstance(AutoConfig.from_pretrained(tiny_model), refseg.SHNetConfig)
     model = AutoModel.from_pretrained(tiny_model)
     assert type(model) is refseg.SHNet
-    weights = load(tiny_model, device="cpu").model.state_dict()
+    weights = load(tiny_model, device="cpu", engine="torch").engine.network.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from refseg.checkpoints import OTHER_TYPES
+from refseg.engines.torch import TorchEngine
 from refseg.errors import RefsegError
 from refseg.models.pretrained import CONFIDENCE, KINDS, unite
 from refseg.photo import read_photo
@@ -118,16 +120,23 @@ def sam3(sam3_folder: Path) -> Segmenter:
     return load(sam3_folder, device="cpu")
 
 
+def network_of(segmenter: Segmenter) -> Any:
+    """What PyTorch computes behind it."""
+    assert isinstance(segmenter.engine, TorchEngine)
+    return segmenter.engine.network
+
+
 def test_clipseg_answers_as_transformers_does(clipseg: Segmenter) -> None:
     """The whole model's forward on the same pixels and tokens, one expression at a time."""
-    pixels = (to_square(read_photo(PHOTO), SIDE)[None] - clipseg.model.mean) / clipseg.model.std
+    network = network_of(clipseg)
+    pixels = (torch.from_numpy(to_square(read_photo(PHOTO), SIDE)[None]) - network.mean) / network.std
     found = clipseg.mask_logits(clipseg.encode(PHOTO), EXPRESSIONS)
     assert found.shape == (3, 1, SIDE, SIDE)
     for expression, logits in zip(EXPRESSIONS, found, strict=True):
         tokens = clipseg.tokenizer.tokenizer(expression, truncation=True, max_length=12, return_tensors="pt")
         with torch.no_grad():
-            expected = clipseg.model.net(pixel_values=pixels, **tokens).logits
-        torch.testing.assert_close(logits[0], expected.view(SIDE, SIDE), rtol=1e-4, atol=1e-4)
+            expected = network.net(pixel_values=pixels, **tokens).logits
+        np.testing.assert_allclose(logits[0], expected.view(SIDE, SIDE), rtol=1e-4, atol=1e-4)
 
 
 def test_clipseg_s_mask_is_its_logits_resized_and_decided(clipseg: Segmenter) -> None:
@@ -137,7 +146,7 @@ def test_clipseg_s_mask_is_its_logits_resized_and_decided(clipseg: Segmenter) ->
     assert len({answer.mask.tobytes() for answer in answers}) > 1
     for answer, probability in zip(answers, probabilities, strict=True):
         assert 0 < answer.mask.mean() < 1
-        np.testing.assert_array_equal(answer.mask, (probability > 0.5).numpy())
+        np.testing.assert_array_equal(answer.mask, probability > 0.5)
         assert answer.score == pytest.approx(float(probability[probability > 0.5].mean()))
     assert [answer.truncated for answer in answers] == [False, False, True]
     assert [answer.unknown_words for answer in answers] == [(), (), ()]
@@ -145,9 +154,9 @@ def test_clipseg_s_mask_is_its_logits_resized_and_decided(clipseg: Segmenter) ->
 
 def test_clipseg_sees_the_photograph_once(clipseg: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    look = clipseg.model.net.clip.vision_model.forward
+    look = network_of(clipseg).net.clip.vision_model.forward
     monkeypatch.setattr(
-        clipseg.model.net.clip.vision_model,
+        network_of(clipseg).net.clip.vision_model,
         "forward",
         lambda pixels, **options: seen.append(pixels) or look(pixels, **options),
     )
@@ -163,7 +172,7 @@ def test_statistics_come_with_the_checkpoint(clipseg_folder: Path, tmp_path: Pat
         (tmp_path / file.name).write_bytes(file.read_bytes())
     record = {"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(record))
-    model = load(tmp_path, device="cpu").model
+    model = network_of(load(tmp_path, device="cpu"))
     assert model.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
     assert model.std.flatten().tolist() == [1, 2, 3]
 
@@ -182,7 +191,7 @@ def test_sam3_answers_with_the_union_and_the_best_instance_s_score(
 ) -> None:
     """Its network is asked about one expression at a time, on a photograph that it saw once."""
     looked, asked = [], []
-    net = sam3.model.net
+    net = network_of(sam3).net
     look, ask = net.vision_encoder.forward, net.forward
     monkeypatch.setattr(net.vision_encoder, "forward", lambda pixels: looked.append(pixels) or look(pixels))
 
@@ -196,24 +205,24 @@ def test_sam3_answers_with_the_union_and_the_best_instance_s_score(
     monkeypatch.setattr(net, "forward", confident)
     answers = sam3(PHOTO, ["red bag", "the cat"])
     assert len(looked) == 1 and len(asked) == 2
-    assert torch.equal(looked[0], (to_square(read_photo(PHOTO), 56)[None] - 0.5) / 0.5)
+    assert torch.equal(looked[0], (torch.from_numpy(to_square(read_photo(PHOTO), 56)[None]) - 0.5) / 0.5)
     for answer, found in zip(answers, asked, strict=True):
         union = torch.maximum(found.pred_masks[0, 1], found.pred_masks[0, 3])
-        expected = to_photograph(union[None, None], (50, 90))[0] > 0.5
+        expected = to_photograph(union[None, None].numpy(), (50, 90))[0] > 0.5
         assert expected.any()
-        np.testing.assert_array_equal(answer.mask, expected.numpy())
+        np.testing.assert_array_equal(answer.mask, expected)
         assert answer.score == pytest.approx(float(torch.tensor([2.0, 9.0]).sigmoid().prod()))
 
 
 def test_sam3_that_is_sure_of_nothing_answers_with_nothing(sam3: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = sam3.model.net.forward
+    ask = network_of(sam3).net.forward
 
     def unsure(**inputs):
         found = ask(**inputs)
         found.pred_logits = torch.full_like(found.pred_logits, -9.0)
         return found
 
-    monkeypatch.setattr(sam3.model.net, "forward", unsure)
+    monkeypatch.setattr(network_of(sam3).net, "forward", unsure)
     answer = sam3(PHOTO, "red bag")
     assert not answer.mask.any() and answer.score == 0.0
 
@@ -230,8 +239,8 @@ def test_sam3_s_published_checkpoint_holds_a_tracker_that_is_passed_over(
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     save_tokenizer(tmp_path)
     other = load(tmp_path, device="cpu")
-    assert other.model.config.model_type == "sam3" and other.image_size == 56
-    for first, second in zip(sam3.encode(PHOTO).levels, other.encode(PHOTO).levels, strict=True):
+    assert other.settings.model_type == "sam3" and other.image_size == 56
+    for first, second in zip(sam3.encode(PHOTO).features, other.encode(PHOTO).features, strict=True):
         assert torch.equal(first, second)
 
 
@@ -250,9 +259,9 @@ def test_they_are_evaluated_and_described_as_shnet_is(clipseg: Segmenter, tmp_pa
     for name in ("native", "shnet"):
         report = evaluate(clipseg, [row], progress=False, protocol=find_protocol(name))
         assert report.image_size == SIDE and 0 <= report.overall.overall_iou <= 1
-    config = clipseg.model.config
-    assert (config.model_type, config.image_size, clipseg.threshold) == ("clipseg", SIDE, 0.5)
-    assert clipseg.model.num_parameters() > 1000 and len(clipseg.tokenizer) == 54
+    settings = clipseg.settings
+    assert (settings.model_type, settings.image_size, clipseg.threshold) == ("clipseg", SIDE, 0.5)
+    assert clipseg.checkpoint.parameters > 1000 and len(clipseg.tokenizer) == 54
     assert clipseg.tokenizer([]).ids.shape == (0, 12)
 
 

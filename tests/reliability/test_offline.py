@@ -16,7 +16,7 @@ sys.addaudithook(lambda event, arguments: asked.append((event, arguments)) if ev
 import numpy as np
 import refseg
 
-for engine in ("torch", "openvino"):
+for engine in ("onnx", "torch", "openvino"):
     refseg.load(sys.argv[1], device="cpu", engine=engine)(np.zeros((64, 64, 3), np.uint8), "the dog")
 if "nncf" in sys.argv:
     import nncf

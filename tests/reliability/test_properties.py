@@ -117,8 +117,7 @@ def saved(segmenter):
     """What was saved and loaded again, once for all examples."""
     if id(segmenter) not in _SAVED:
         with tempfile.TemporaryDirectory() as folder:
-            segmenter.model.save_pretrained(folder)
-            segmenter.tokenizer.save_pretrained(folder)
+            segmenter.save_pretrained(folder)
             _SAVED[id(segmenter)] = load(folder, device="cpu")
     return _SAVED[id(segmenter)]
 

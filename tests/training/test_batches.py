@@ -401,7 +401,7 @@ def test_collated_batch(dataset):
     assert batch["answered"].tolist() == [True, False, True, False]
     assert batch["targets"].shape == (4, 1, 16, 16)
     texts = [text for sample in samples for text in sample.expressions]
-    assert torch.equal(batch["ids"], tokenizer(texts).ids)
+    assert torch.equal(batch["ids"], torch.from_numpy(tokenizer(texts).ids))
     for maps in ("targets", "rivals"):
         assert torch.equal(batch[maps], torch.cat([getattr(sample, maps) for sample in samples]))
     dropped = Collate(tokenizer, word_dropout=1.0)(samples)

@@ -33,8 +33,13 @@ def cache(tmp_path_factory):
         yield
 
 
+def by_torch(folder):
+    """What was trained, loaded without writing its graphs."""
+    return refseg.load(folder, device="cpu", engine="torch")
+
+
 def overall_iou(folder, rows):
-    return evaluate(refseg.load(folder), rows).overall.overall_iou
+    return evaluate(by_torch(folder), rows).overall.overall_iou
 
 
 def test_a_network_learns_its_photographs_by_their_sentences(tmp_path):
@@ -104,7 +109,7 @@ def test_a_finished_run_resumes_to_itself(straight, tmp_path):
 def test_every_checkpoint_of_a_run_is_a_model(straight):
     _, folder = straight
     rows = load_rows(SCENES, per_photo=2)
-    finished, early = refseg.load(folder), refseg.load(folder / "checkpoint-3")
+    finished, early = by_torch(folder), by_torch(folder / "checkpoint-3")
     assert early.tokenizer.vocabulary == finished.tokenizer.vocabulary
     assert 0 <= overall_iou(folder / "checkpoint-3", rows) <= 1
     last = load_file(folder / "checkpoint-6" / "model.safetensors")
@@ -118,7 +123,7 @@ def validated(tmp_path, monkeypatch, scores, steps, training=(), **validation):
     asked = []
 
     def read(segmenter, rows, **options):
-        asked.append((not segmenter.model.training, len({row.image for row in rows}), options))
+        asked.append((not segmenter.engine.network.training, len({row.image for row in rows}), options))
         score = scores[len(asked) - 1]
         return SimpleNamespace(overall=SimpleNamespace(mean_iou=score, overall_iou=1 - score))
 
@@ -217,14 +222,14 @@ def test_a_run_goes_on_from_a_trained_model(straight, tmp_path):
     still = {"learning_rate": 1e-12, "backbone_learning_rate": 1e-12, "weight_decay": 0.0}
     recipe = write_recipe(tmp_path, steps=1, training=still)
     recipe.write_text(yaml.safe_dump(yaml.safe_load(recipe.read_text()) | {"model": {}, "start": str(folder)}))
-    before = refseg.load(folder)
-    went_on = refseg.load(train(recipe, f"sentences=[{tmp_path / 'more.txt'}]"))
+    before = by_torch(folder)
+    went_on = by_torch(train(recipe, f"sentences=[{tmp_path / 'more.txt'}]"))
     words, more = before.tokenizer.vocabulary, went_on.tokenizer.vocabulary
     assert words.items() <= more.items() and "zebra" in more and "zebra" not in words
-    old, new = (s.model.text_encoder.embedding.weight for s in (before, went_on))
+    old, new = (s.engine.network.text_encoder.embedding.weight for s in (before, went_on))
     torch.testing.assert_close(new[: len(old)], old)
     torch.testing.assert_close(new[more["zebra"]], old[before.tokenizer.unknown_id])
-    torch.testing.assert_close(went_on.model.decoder.head.weight, before.model.decoder.head.weight)
+    torch.testing.assert_close(went_on.engine.network.decoder.head.weight, before.engine.network.decoder.head.weight)
     with pytest.raises(RefsegError, match="leave sizes out of model"):
         train(recipe, "model.width=16", f"training.output={tmp_path / 'other'}")
     with pytest.raises(RefsegError, match="leave out one of start and backbone_weights"):
@@ -313,11 +318,11 @@ def test_sentences_and_vectors_start_the_words(tmp_path):
     (tmp_path / "glove.txt").write_text("quokka " + " ".join(["0.5"] * 16) + "\n")
     recipe = write_recipe(tmp_path, steps=1, training={"learning_rate": 1e-9})
     folder = train(recipe, f"sentences={tmp_path / 'more.txt'}", f"word_vectors={tmp_path / 'glove.txt'}")
-    segmenter = refseg.load(folder)
+    segmenter = by_torch(folder)
     index = segmenter.tokenizer.vocabulary["quokka"]
-    vectors = segmenter.model.text_encoder.embedding.weight
+    vectors = segmenter.engine.network.text_encoder.embedding.weight
     torch.testing.assert_close(vectors[index], torch.full((16,), 0.5), rtol=0, atol=1e-4)
-    assert segmenter.model.config.vocabulary == len(segmenter.tokenizer) == len(vectors)
+    assert segmenter.engine.network.config.vocabulary == len(segmenter.tokenizer) == len(vectors)
     assert vectors[0].abs().sum() == 0
 
 
@@ -329,15 +334,15 @@ def test_words_of_the_file_alone_are_understood_while_words_are_frozen(tmp_path)
     (tmp_path / "more.vec").write_text(f"rug {numbers['rug']}\nquokka {numbers['rug']}\n")
     recipe = write_recipe(tmp_path, steps=2, model={"freeze_words": True}, training={"warmup_steps": 0})
     folder = train(recipe, f"word_vectors={tmp_path / 'few.vec'}")
-    segmenter = refseg.load(folder)
-    words, vectors = segmenter.tokenizer.vocabulary, segmenter.model.text_encoder.embedding.weight
+    segmenter = by_torch(folder)
+    words, vectors = segmenter.tokenizer.vocabulary, segmenter.engine.network.text_encoder.embedding.weight
     for word, value in lines.items():
         assert torch.equal(vectors[words[word]], torch.full((16,), value))
     torch.testing.assert_close(vectors[words["<unk>"]], torch.full((16,), 0.25 / 3))
     raw = yaml.safe_load(recipe.read_text()) | {"model": {}, "start": str(folder)}
     recipe.write_text(yaml.safe_dump(raw))
-    more = refseg.load(train(recipe, f"word_vectors={tmp_path / 'more.vec'}", f"training.output={tmp_path / 'more'}"))
-    weights = more.model.text_encoder.embedding.weight
+    more = by_torch(train(recipe, f"word_vectors={tmp_path / 'more.vec'}", f"training.output={tmp_path / 'more'}"))
+    weights = more.engine.network.text_encoder.embedding.weight
     assert torch.equal(weights[: len(vectors)], vectors)
     assert torch.equal(weights[more.tokenizer.vocabulary["rug"]], torch.full((16,), 0.75))
 
@@ -435,8 +440,6 @@ def test_two_processes_train_one_network(tmp_path):
     state = json.loads((folder / "checkpoint-3" / "trainer_state.json").read_text())
     assert state["global_step"] == 3
     (score,) = [line["eval_mean_iou"] for line in state["log_history"] if "eval_mean_iou" in line and line["step"] == 2]
-    report = evaluate(
-        refseg.load(folder / "checkpoint-2", device="cpu"), load_rows("scenes:3:1", per_photo=PER_PHOTO), protocol=SHNET
-    )
+    report = evaluate(by_torch(folder / "checkpoint-2"), load_rows("scenes:3:1", per_photo=PER_PHOTO), protocol=SHNET)
     assert score == pytest.approx(report.overall.mean_iou)
     assert 0 <= overall_iou(folder, load_rows(SCENES, per_photo=PER_PHOTO)) <= 1

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from refseg.annotation.expressions import Plan, distinct
 from refseg.annotation.journal import Journal, Record, stamp
@@ -65,13 +61,6 @@ def answer(segmenter: Segmenter, folder: Path, task: Task) -> Record | Skipped:
 
 def identity(segmenter: Segmenter) -> dict[str, Any]:
     """What decides an answer: a digest of weights, vocabulary and config, wherever they lie, and the threshold."""
-    config = segmenter.model.config
-    values = dict(config.to_dict() if hasattr(config, "to_dict") else vars(config))
-    for volatile in ("transformers_version", "_name_or_path"):
-        values.pop(volatile, None)
-    digest = hashlib.sha256()
-    digest.update(json.dumps([values, segmenter.tokenizer.vocabulary], sort_keys=True, default=str).encode())
-    for name, value in sorted(segmenter.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return {"model": digest.hexdigest()[:16], "threshold": segmenter.threshold}
+    if segmenter.checkpoint is None:
+        raise RefsegError("this segmenter was read from no folder; save its network, and load that")
+    return {"model": segmenter.checkpoint.digest, "threshold": segmenter.threshold}

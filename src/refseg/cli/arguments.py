@@ -14,7 +14,7 @@ import typer
 from refseg.errors import RefsegError
 
 if TYPE_CHECKING:
-    from refseg.segmenter import Segmenter
+    from refseg.segmenter import Refine, Segmenter
 
 SHIPPED = "shipped"
 _MODEL = "A checkpoint's folder or a hub id 'org/name'; 'shipped' is the model inside refseg."
@@ -25,6 +25,14 @@ Threshold = Annotated[
     float | None,
     typer.Option(
         help="The probability, between 0 and 1, above which a pixel belongs to the mask. By default the model's.",
+        show_default=False,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Threads that compute on a CPU. By default one per processor that this process may use.",
         show_default=False,
     ),
 ]
@@ -41,11 +49,17 @@ EXAMPLE = 'refseg segment street.jpg "the red bag"'
 Item = TypeVar("Item")
 
 
-def load_model(model: str, device: str, threshold: float | None = None) -> Segmenter:
+def load_model(
+    model: str,
+    device: str,
+    threshold: float | None = None,
+    threads: int | None = None,
+    refine: Refine | None = None,
+) -> Segmenter:
     """As `refseg.load`, imported when it is needed: --help loads no engine."""
     from refseg.segmenter import load
 
-    return load(model, device=device, threshold=threshold)
+    return load(model, device=device, threshold=threshold, threads=threads, refine=refine)
 
 
 def sort_arguments(

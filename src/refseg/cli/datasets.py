@@ -187,7 +187,8 @@ def verify(dataset: Name, root: Root) -> None:
     """
     from refseg.data.published.audit import verify as check
     from refseg.data.published.catalogue import find_dataset
-    from refseg.data.sources import cache_folder, read_dataset
+    from refseg.data.sources import read_dataset
+    from refseg.files import cache_folder
 
     comparison = check(read_dataset(find_dataset(dataset), root, cache_folder() / "photographs"))
     typer.echo(comparison.to_text())

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from refseg.cli.arguments import SHIPPED, Device, load_model
+from refseg.cli.arguments import SHIPPED, Device, Threads, load_model
 from refseg.cli.files import ensure_writable
 from refseg.cli.segmenting import describe
 
@@ -15,6 +15,7 @@ from refseg.cli.segmenting import describe
 def demo(
     out: Annotated[Path, typer.Option(help="The folder for the overlays.")] = Path("demo"),
     device: Device = "auto",
+    threads: Threads = None,
 ) -> None:
     """Segments three things in a sample photograph, offline.
 
@@ -27,6 +28,6 @@ def demo(
     ensure_writable(out)
     photo = sample_photo()
     typer.echo(photo)
-    for number, answer in enumerate(show(load_model(SHIPPED, device), out)):
+    for number, answer in enumerate(show(load_model(SHIPPED, device, threads=threads), out)):
         note = "" if number else ", the photograph's encoding included"
         typer.echo(f"{describe(photo, answer.result, answer.path)}  {answer.seconds:.2f} s{note}")

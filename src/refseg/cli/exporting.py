@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from refseg.cli.arguments import SHIPPED, ModelArgument, load_model
+from refseg.cli.arguments import SHIPPED, ModelArgument
 from refseg.cli.files import ensure_writable
 
 
@@ -41,12 +41,13 @@ def export(
     refseg export runs/mine --out exported --precision int8
     python examples/onnx_only.py street.jpg "the red bag" --model exported --out mask.png
 
-    image_encoder runs once per photograph, expression_decoder once per batch of expressions.
+    image_encoder runs once per photograph, expression_decoder once per expression.
     preprocessing.json describes the steps before and after, tokenizer.json is the vocabulary.
     docs/export.md explains both.
     """
+    from refseg.checkpoints import find_checkpoint
     from refseg.engines.export import export as write
 
     ensure_writable(out)
-    for path in write(load_model(model, "cpu"), out, format, precision):
+    for path in write(find_checkpoint(model), out, format, precision):
         typer.echo(path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refseg.cli.arguments import SHIPPED, Device, Model, load_model
+from refseg.cli.arguments import SHIPPED, Device, Model, Threads, load_model
 from refseg.cli.files import ensure_writable
 from refseg.errors import RefsegError
 
@@ -50,6 +50,7 @@ def compare(
         typer.Option(min=0, help="The number of a row of that data, from 0. Repeat it.", show_default=False),
     ] = None,
     device: Device = "auto",
+    threads: Threads = None,
 ) -> None:
     """Draws several models side by side, one row per sentence (figures 4 and 5 of the paper).
 
@@ -75,7 +76,7 @@ def compare(
 
     answers: dict[str, list[Segmentation]] = {}
     for name, place in _names(model or [SHIPPED]).items():
-        segmenter = load_model(place, device)
+        segmenter = load_model(place, device, threads=threads)
         encoded = {file: segmenter.encode(file) for file in dict.fromkeys(file for file, _ in asked)}
         for known in rows:
             _check_size(known, encoded[known.image])
@@ -91,6 +92,7 @@ def anchor(
     out: Out,
     model: Model = SHIPPED,
     device: Device = "auto",
+    threads: Threads = None,
 ) -> None:
     """Draws what each of several sentences finds in one photograph (figure 6).
 
@@ -103,7 +105,7 @@ def anchor(
     _check(out, [photo])
     from refseg.evaluation import figures
 
-    answers = load_model(model, device)(photo, expressions)
+    answers = load_model(model, device, threads=threads)(photo, expressions)
     _tell(answers)
     _write(figures.anchor(answers), out)
 
@@ -119,6 +121,7 @@ def attention(
     ] = None,
     model: Model = SHIPPED,
     device: Device = "auto",
+    threads: Threads = None,
 ) -> None:
     """Draws what attends to what inside SFM: pixels, words, and a map for each word (figure 7).
 
@@ -134,7 +137,7 @@ def attention(
     _check(out, [photo])
     from refseg.evaluation import figures
 
-    segmenter = load_model(model, device)
+    segmenter = load_model(model, device, threads=threads)
     encoded = segmenter.encode(photo)
     words, shares = segmenter.attention(encoded, expression)
     layers = shares.shape[1]

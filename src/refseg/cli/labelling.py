@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refseg.cli.arguments import PHOTO_SUFFIXES, SHIPPED, Device, Model, Threshold, load_model
+from refseg.cli.arguments import PHOTO_SUFFIXES, SHIPPED, Device, Model, Threads, Threshold, load_model
 from refseg.cli.files import ensure_writable
 from refseg.errors import RefsegError
 
@@ -38,6 +38,7 @@ def label(
     model: Model = SHIPPED,
     device: Device = "auto",
     threshold: Threshold = None,
+    threads: Threads = None,
 ) -> None:
     """Labels a folder of photographs and writes one COCO file.
 
@@ -67,7 +68,7 @@ def label(
     from refseg.annotation.label import label as label_photographs
 
     wanted = plan(read_expressions(expressions), names)
-    segmenter = load_model(model, device, threshold)
+    segmenter = load_model(model, device, threshold, threads)
     if found and not (segmenter.calibration and segmenter.calibration.found):
         raise RefsegError("this model does not say what it has found; leave --found out, or see refseg calibrate")
     made_by = identity(segmenter)
@@ -75,7 +76,7 @@ def label(
     if ray:
         from refseg.annotation.ray import over_ray
 
-        compute = over_ray(partial(load_model, model, device, threshold), photos, made_by, device != "cpu")
+        compute = over_ray(partial(load_model, model, device, threshold, threads), photos, made_by, device != "cpu")
     with Journal(out.with_suffix(".labels.jsonl"), made_by) as journal:
         tasks = remaining(wanted, photos, journal)
         skipped = _follow(label_photographs(tasks, journal, compute), len(wanted), len(wanted) - len(tasks))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refseg.cli.arguments import Device, ModelArgument, load_model
+from refseg.cli.arguments import Device, ModelArgument, Threads, load_model
 from refseg.cli.files import ensure_writable
 from refseg.errors import RefsegError
 from refseg.files import whole
@@ -78,6 +78,7 @@ def evaluate(
     out: Out = None,
     as_json: AsJson = False,
     device: Device = "auto",
+    threads: Threads = None,
 ) -> None:
     """Scores a model under a named protocol.
 
@@ -94,6 +95,7 @@ def evaluate(
     """
     from refseg.data.parses import know_trees
     from refseg.data.sources import load_rows
+    from refseg.evaluation.crf import refine
     from refseg.evaluation.evaluate import evaluate as score
     from refseg.evaluation.protocols import find_protocol
 
@@ -105,15 +107,15 @@ def evaluate(
 
         need_matplotlib()
     if crf:
-        from refseg.evaluation.crf import need_crf, refine
+        from refseg.evaluation.crf import need_crf
 
         need_crf()
     rows = [row for spec in data for row in load_rows(spec, seed=seed)]
     shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    segmenter = load_model(model, _device_of_this_process(device) if shared else device)
+    place = _device_of_this_process(device) if shared else device
+    segmenter = load_model(model, place, threads=threads, refine=refine if crf else None)
     know_trees(segmenter.tokenizer, rows)
     if crf:
-        segmenter.refine = refine
         model += " + dense CRF"
     result = score(
         segmenter,
@@ -236,6 +238,7 @@ def calibrate(
         bool, typer.Option("--dry-run", help="Fit and print, but do not change the checkpoint.")
     ] = False,
     device: Device = "auto",
+    threads: Threads = None,
 ) -> None:
     """Fits a checkpoint's score to the IoU to expect.
 
@@ -259,7 +262,7 @@ def calibrate(
         need_matplotlib()
         ensure_writable(plot.parent)
     rows = [row for spec in data for row in load_rows(spec, seed=seed)]
-    segmenter = load_model(str(model), device)
+    segmenter = load_model(str(model), device, threads=threads)
     know_trees(segmenter.tokenizer, rows)
     result = fit_calibration(segmenter, rows, seed=seed)
     typer.echo(result.to_text())

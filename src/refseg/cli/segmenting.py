@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from refseg.cli.arguments import sort_arguments
+from refseg.cli.arguments import SHIPPED, Device, Model, Threads, Threshold, load_model, sort_arguments
 from refseg.cli.files import Names, ensure_writable
 from refseg.errors import RefsegError
 
@@ -19,15 +19,6 @@ if TYPE_CHECKING:
     from refseg.segmentation import Segmentation
     from refseg.segmenter import Segmenter
 
-SHIPPED = "shipped"
-_MODEL = "A model's folder or hub id; 'shipped' is the one inside refseg."
-Model = Annotated[str, typer.Option(help=_MODEL)]
-ModelArgument = Annotated[str, typer.Argument(help=_MODEL)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
-Threshold = Annotated[
-    float | None,
-    typer.Option(help="How sure of a pixel to be, between 0 and 1; by default the model's.", show_default=False),
-]
 _A_HANDFUL = 8
 _SHOWN = 60
 
@@ -68,11 +59,14 @@ def segment(
     ] = None,
     format: Annotated[
         Format,
-        typer.Option(help="overlay: the photograph with the mask in colour; mask: white on black; json: with the RLE."),
+        typer.Option(
+            help="overlay: the photograph with the mask in colour. mask: white on black. json: with run lengths."
+        ),
     ] = Format.OVERLAY,
     model: Model = SHIPPED,
     device: Device = "auto",
     threshold: Threshold = None,
+    threads: Threads = None,
     as_json: Annotated[
         bool,
         typer.Option("--json", help="Print one JSON line per photograph and expression, and nothing else."),
@@ -87,12 +81,10 @@ def segment(
     refseg segment "photos/*.png" "the dog" --json        one JSON line each, for scripts
     refseg segment -p photos -e "cat.png on the screen"   no doubt which is which
 
-    What exists as a file or looks like one is a photograph, all else is an expression; what could be either
-    is an error that says how to write it. A result is FOLDER/street--the-red-bag.jpg.
+    What exists as a file or looks like one is a photograph, and all else is an expression.
+    What could be either is an error that says how to write it. A result is FOLDER/street--the-red-bag.jpg.
 
-    \b
-    Exit code 0: all done; 1: some photographs could not be read and were skipped, the rest is done;
-    2: nothing could be done, or the command line is wrong.
+    The exit code is 1 if some photographs could not be read and were skipped, and 2 if nothing could be done.
     """
     photos, expressions = sort_arguments(arguments or [], photo or [], expression or [])
 
@@ -103,7 +95,7 @@ def segment(
         out = Path("refseg-out")
     if out is not None:
         ensure_writable(out)
-    segmenter = load_model(model, device, threshold)
+    segmenter = load_model(model, device, threshold, threads)
     names = None if out is None else Names(out, photos)
     done = 0
     for file, results in _segment_all(segmenter, photos, expressions):
@@ -115,13 +107,6 @@ def segment(
             _say(json.dumps(as_record(file, result, path)) if as_json else describe(file, result, path))
     if done < len(photos):
         raise typer.Exit(1 if done else 2)
-
-
-def load_model(model: str, device: str, threshold: float | None = None) -> Segmenter:
-    """As `refseg.load`, imported when it is needed: --help has no use for torch."""
-    from refseg.segmenter import load
-
-    return load(model, device=device, threshold=threshold)
 
 
 def as_record(photo: Path, result: Segmentation, path: Path | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from refseg.cli.arguments import SHIPPED, Device, Model, load_model
+from refseg.cli.arguments import SHIPPED, Device, Model, Threads, load_model
 from refseg.errors import RefsegError
 
 _HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -20,6 +20,7 @@ def serve(
     host: Annotated[str, typer.Option(help="The address to listen on. 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on. 0 takes a free one.")] = 8000,
     device: Device = "auto",
+    threads: Threads = None,
     max_upload: Annotated[
         float | None, typer.Option(help="The largest request, in MB. By default 20.", show_default=False)
     ] = None,
@@ -80,7 +81,7 @@ def serve(
     def stop() -> None:
         server.should_exit = True
 
-    load = partial(load_model, model, device)
+    load = partial(load_model, model, device, threads=threads)
     app = create_app(load, limits, name=model, label_studio=label_studio, hosts=_allowed_hosts(host), on_fault=stop)
     server = http_server(app, limits.seconds)
     listening = listen(host, port)

@@ -16,6 +16,7 @@ from refseg.data.published.referents import Copy, make_rows
 from refseg.data.published.referit import read_referit
 from refseg.data.table import Row, read_table
 from refseg.errors import RefsegError
+from refseg.files import cache_folder
 
 _log = logging.getLogger(__name__)
 
@@ -85,14 +86,6 @@ def check_partition(copy: Copy, split: str) -> None:
             "%s has %d expressions and the published split %d; `refseg data verify` says what is missing",
             name, found.expressions, published.expressions,
         )  # fmt: skip
-
-
-def cache_folder() -> Path:
-    """The folder for files that can be made again: `$REFSEG_CACHE`, or the user's cache folder."""
-    if chosen := os.environ.get("REFSEG_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "refseg"
 
 
 def _is_dataset(name: str) -> bool:

@@ -1,44 +1,37 @@
-"""SHNet in two parts that other runtimes compute: what sees the photograph, and what reads the words.
-
-Each is a module of plain tensors, as tracers want it; the weights are the network's own.
-"""
+"""Where the graphs of a checkpoint are: beside its weights, or in the user's cache; they are written on first use."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+import os
+from importlib.util import find_spec
+from pathlib import Path
 
-from torch import Tensor, nn
+from refseg.checkpoints import DECODER, ENCODER, Checkpoint
+from refseg.errors import RefsegError
+from refseg.files import cache_folder
 
-if TYPE_CHECKING:
-    from refseg.models.shnet import SHNet
-
-
-class ImageEncoderGraph(nn.Module):
-    """images (1, 3, S, S) in 0..1 → three levels, each (1, C, h, w)."""
-
-    def __init__(self, model: SHNet) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.model.encode(images))
+logger = logging.getLogger(__name__)
 
 
-class AnswerGraph(nn.Module):
-    """From the levels of one photograph and the words (E, T, C) of E expressions to mask logits (E, 1, 4h, 4w)."""
+def find_graphs(checkpoint: Checkpoint) -> Path:
+    """The folder of the checkpoint's graphs; where there are none, PyTorch writes them, in half a minute.
 
-    def __init__(self, model: SHNet) -> None:
-        super().__init__()
-        self.model = model
+    Raises RefsegError for a damaged checkpoint, or where there are no graphs and nothing that could write them.
+    """
+    beside, cached = checkpoint.folder, cache_folder() / "graphs" / checkpoint.stamp
+    for folder in (beside, cached):
+        if all(checkpoint.has_graph(folder / name) for name in (ENCODER, DECODER)):
+            return folder
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        raise RefsegError(
+            f"{beside} holds no graphs for its weights, and PyTorch, which writes them on first use, is not installed; "
+            'pip install "refseg[train]"'
+        )
+    from refseg.engines.tracing import write_graphs
 
-    def forward(self, words: Tensor, mask: Tensor, second: Tensor, third: Tensor, fourth: Tensor) -> Tensor:
-        levels = [level.expand(words.shape[0], -1, -1, -1) for level in (second, third, fourth)]
-        fused = [self.model.fusion(level, words, mask) for level in levels]
-        return self.model.decoder(self.model.aggregation(fused, mask))
-
-
-class ExpressionGraph(AnswerGraph):
-    """From ids and mask (E, T) and the levels of one photograph to mask logits (E, 1, 4h, 4w)."""
-
-    def forward(self, ids: Tensor, mask: Tensor, second: Tensor, third: Tensor, fourth: Tensor) -> Tensor:
-        return super().forward(self.model.text_encoder(ids, mask), mask, second, third, fourth)
+    logger.warning("writing the graphs of %s, once", beside)
+    folder = beside if os.access(beside, os.W_OK) else cached
+    folder.mkdir(parents=True, exist_ok=True)
+    write_graphs(checkpoint, folder)
+    return folder

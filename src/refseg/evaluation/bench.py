@@ -7,35 +7,43 @@ docs/speed.md holds the results and the commands.
 from __future__ import annotations
 
 import csv
-import logging
-import math
 import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from refseg.engines.fast import fastest_form
-from refseg.engines.packed import Linear, packs
+from refseg.checkpoints import find_checkpoint
+from refseg.engines.interface import Answers, Engine, Floats
+from refseg.engines.onnx import OnnxEngine
+from refseg.engines.threads import available_threads
+from refseg.engines.torch import TorchEngine
+from refseg.engines.tracing import embed, trace
 from refseg.errors import RefsegError
-from refseg.models.interface import Prediction, TokenBatch
+from refseg.models.graphs import Graph
+from refseg.models.interface import TokenBatch
 from refseg.models.parts.backbone import IMAGENET_MEAN, IMAGENET_STD
+from refseg.models.pretrained import CLIPSeg
 from refseg.models.shnet import SHNet, SHNetConfig
 from refseg.models.shnet.aggregation import HCAM, Affinity
-from refseg.segmenter import Network, Segmenter, load
+from refseg.segmenter import Segmenter, load
 from refseg.training.losses import mask_loss
 from refseg.training.trainer import computes_in_bf16, lay_channels_last
-
-log = logging.getLogger(__name__)
+from refseg.words import Tokens, WordTokenizer
 
 RELEASED_WIDTHS = (512, 512, 256)
 """Channels of the up-sampling convolutions in the code that SHNet's authors released."""
@@ -56,8 +64,6 @@ class Line:
     """How many times as fast as the table's first case."""
     gflop: float | None = None
     """Products and sums that PyTorch counted for one expression, in 10⁹; None where it did not compute."""
-    peak_share: float | None = None
-    """Arithmetic per second as a share of what a 1024³ product by oneDNN reaches in the same run."""
 
 
 @dataclass(frozen=True)
@@ -74,23 +80,12 @@ def measure(table: str, cases: dict[str, Case], rounds: int) -> list[Line]:
     """Runs the cases in turn; the first is what the others are compared with."""
     flops = {name: _gflop(case) for name, case in cases.items()}  # also warms up
     seconds: dict[str, list[float]] = {name: [] for name in cases}
-    matrix = torch.randn(1024, 1024)
-    product = Linear(matrix)
-    peaks: list[float] = []
     for _ in tqdm(range(rounds), desc=table, unit="round", disable=None):
-        peaks.append(2 * 1024**3 / _seconds(lambda: product(matrix)))
         for name, case in cases.items():
             seconds[name].append(_seconds(case.run) / case.per)
-    medians = {name: statistics.median(own) for name, own in seconds.items()}
-    first, peak = next(iter(medians.values())), max(peaks) / 1e9
-    return [
-        Line(table, name, median, first / median, flops[name], _share(flops[name], median, peak))
-        for name, median in medians.items()
-    ]
-
-
-def _share(gflop: float | None, seconds: float, peak: float) -> float | None:
-    return None if gflop is None else gflop / seconds / peak
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    first = next(iter(medians.values()))
+    return [Line(table, name, median, first / median, flops[name]) for name, median in medians.items()]
 
 
 def _seconds(run: Callable[[], Any]) -> float:
@@ -103,25 +98,9 @@ def _gflop(case: Case) -> float | None:
     if not case.counted:
         case.run()
         return None
-    with FlopCounterMode(display=False, custom_mapping=_packed_flops()) as counter:
+    with FlopCounterMode(display=False) as counter:
         case.run()
     return counter.get_total_flops() / 1e9 / case.per
-
-
-def _linear_flops(x: Sequence[int], weight: Sequence[int], *_: Any, **__: Any) -> int:
-    return 2 * math.prod(x) * weight[0]
-
-
-def _conv_flops(x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
-    return 2 * math.prod(out_shape) * math.prod(weight[1:])  # of a depthwise kernel weight[1] is 1
-
-
-def _packed_flops() -> dict[Any, Callable[..., int]]:
-    """What PyTorch's counter does not know of: the operators of `engines.packed`, where there are any."""
-    if not packs(torch.float32):
-        return {}
-    operators = torch.ops.mkldnn
-    return {operators._linear_pointwise: _linear_flops, operators._convolution_pointwise: _conv_flops}
 
 
 class TiledAffinity(Affinity):
@@ -155,85 +134,140 @@ def sentences(count: int) -> TokenBatch:
 
 
 @torch.inference_mode()
-def inference(rounds: int, engines: Sequence[str] = ("torch",)) -> list[Line]:
-    """First answers and further ones: the paper's network plain and fast, the shipped model, CLIPSeg."""
+def inference(rounds: int, threads: int, openvino: bool = False) -> list[Line]:
+    """First answers and further ones: the paper's network plain and by the engines, the shipped model, CLIPSeg."""
     plain = plain_form(paper_network(decoder_widths=RELEASED_WIDTHS))
     image = torch.rand(1, 3, 320, 320)
-    one, eight = sentences(1), sentences(8)
-    cases = {"paper's network, plain: one expression": Case(lambda: plain(one, images=image))}
-    for name, changes in (("released decoder", {"decoder_widths": RELEASED_WIDTHS}), ("light decoder", {})):
-        fast = fastest_form(paper_network(**changes))
-        label = f"paper's network, fast, {name}"
-        cases[f"{label}: one expression"] = Case(partial(fast, one, images=image))
-        cases[f"{label}: each of 8"] = Case(partial(fast, eight, images=image), 8)
-    forms = {engine: load(device="cpu", engine=engine).network for engine in engines}
+    cases = {"paper's network, plain: one expression": Case(lambda: plain(sentences(1), images=image))}
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, changes in (("released decoder", {"decoder_widths": RELEASED_WIDTHS}), ("light decoder", {})):
+            network = paper_network(**changes)
+            label = f"paper's network, {name}"
+            cases |= _of_eight(f"{label}, onnx", _as_checkpoint(network, Path(scratch) / name, threads))
+            cases |= _of_eight(f"{label}, torch", TorchEngine(network))
+        if computes_in_bf16():
+            cases |= _of_eight(f"{label}, torch in bfloat16", TorchEngine(network, precision="bfloat16"))
+        cases |= _of_clipseg(Path(scratch), threads)
+    names = ["onnx", "torch", *(["openvino"] if openvino else [])]
+    engines = {name: load(device="cpu", engine=name, threads=threads).engine for name in names}
     if computes_in_bf16():
-        cases[f"{label}, bfloat16: each of 8"] = Case(
-            torch.autocast("cpu", torch.bfloat16)(partial(fast, eight, images=image)), 8
-        )
-        forms["torch in bfloat16"] = load(device="cpu", precision="bfloat16").network
-    for name, network in forms.items():
-        counted = name.startswith("torch")
-        features = network.encode(image)
-        cases[f"shipped model, {name}: first answer"] = Case(partial(_first, network, image), counted=counted)
-        cases[f"shipped model, {name}: a further one"] = Case(partial(network, one, features=features), counted=counted)
-    cases |= _clipseg()
+        engines["torch in bfloat16"] = load(device="cpu", precision="bfloat16", threads=threads).engine
+    for name, engine in engines.items():
+        cases |= _of_photo(f"shipped model, {name}", engine)
     return measure("inference", cases, rounds)
 
 
-@torch.inference_mode()
-def stages(rounds: int) -> list[Line]:
-    """Each box of the paper's network for one expression, plain and fast; the released decoder's widths."""
-    plain: Any = plain_form(paper_network(decoder_widths=RELEASED_WIDTHS))
-    fast = fastest_form(plain)
-    image, (ids, mask, _) = torch.rand(1, 3, 320, 320), sentences(1)
-    words = plain.text_encoder(ids, mask)
-    levels, ahead = plain.encode(image), fast.encode(image)
-    fused = [plain.fusion(level, words, mask) for level in levels]
-    own = type(ahead)(*(part[0] for part in ahead))
-    met = fast.fusion(own, words[0])
-    joint, last = plain.aggregation(fused, mask), fast.aggregation(*met)
-    pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-        "image encoder, and SFM's first layer ahead of the words": (
-            partial(plain.encode, image),
-            partial(fast.encode, image),
-        ),
-        "text encoder": (partial(plain.text_encoder, ids, mask), partial(fast.text_encoder, ids, mask)),
-        "SFM": (
-            lambda: [plain.fusion(level, words, mask) for level in levels],
-            partial(fast.fusion, own, words[0]),
-        ),
-        "HCAM": (partial(plain.aggregation, fused, mask), partial(fast.aggregation, *met)),
-        "decoder": (partial(plain.decoder, joint), partial(fast.decoder, last)),
+def _of_photo(label: str, engine: Engine, side: int = 320, words: int = WORDS) -> dict[str, Case]:
+    """An engine's first answer about a photograph, and a further one."""
+    image = np.random.default_rng(0).random((1, 3, side, side), dtype=np.float32)
+    features, counted = engine.encode(image), isinstance(engine, TorchEngine)
+    return {
+        f"{label}: first answer": Case(lambda: _ask(engine, engine.encode(image), 1, words), counted=counted),
+        f"{label}: a further one": Case(lambda: _ask(engine, features, 1, words), counted=counted),
     }
-    return [
-        line
-        for stage, (one, other) in pairs.items()
-        for line in measure(f"stage: {stage}", {"plain": Case(one), "fast": Case(other)}, rounds)
-    ]
 
 
-def _first(network: Network, image: Tensor) -> Prediction:
-    return network(sentences(1), features=network.encode(image))
+def _of_eight(label: str, engine: Engine) -> dict[str, Case]:
+    """One expression about a photograph, and each of eight."""
+    image = np.random.default_rng(0).random((1, 3, 320, 320), dtype=np.float32)
+    counted = isinstance(engine, TorchEngine)
+    return {
+        f"{label}: one expression": Case(lambda: _ask(engine, engine.encode(image), 1), counted=counted),
+        f"{label}: each of 8": Case(lambda: _ask(engine, engine.encode(image), 8), 8, counted),
+    }
 
 
-def _clipseg() -> dict[str, Case]:
+def _ask(engine: Engine, features: Any, count: int, words: int = WORDS) -> Answers:
+    ids = np.arange(count * words).reshape(count, words) % 50 + 2
+    return engine.answer(Tokens(ids, np.ones_like(ids, dtype=np.bool_), [()] * count, [False] * count), features)
+
+
+def _as_checkpoint(network: SHNet, folder: Path, threads: int) -> OnnxEngine:
+    """The network as it answers once it is saved."""
+    network.save_pretrained(folder)
+    WordTokenizer.from_expressions([]).save_pretrained(folder)
+    return OnnxEngine.of(find_checkpoint(folder), threads)
+
+
+class _CLIPSegEncoder(Graph):
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self.network.encode(images)
+
+
+class _CLIPSegDecoder(Graph):
+    def forward(self, ids: Tensor, *features: Tensor) -> Tensor:
+        tokens = TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
+        return self.network(tokens, features=features).mask_logits
+
+
+def _of_clipseg(scratch: Path, threads: int) -> dict[str, Case]:
     """CLIPSeg (Lüddecke and Ecker, CVPR 2022; ViT-B/16, 352) with random weights: its speed needs no download."""
+    import onnx_ir as ir
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
-    from refseg.models.pretrained import CLIPSeg
-
     with torch.random.fork_rng(devices=[]):
-        net = CLIPSegForImageSegmentation(CLIPSegConfig())
-    clipseg = CLIPSeg(net, 352, (IMAGENET_MEAN, IMAGENET_STD)).eval()
-    pixels = torch.rand(1, 3, 352, 352)
-    ids = torch.arange(WORDS + 2)[None] + 1
-    asked = TokenBatch(ids, torch.ones_like(ids, dtype=torch.bool))
-    encoded = clipseg.encode(pixels)
-    return {
-        "CLIPSeg: first answer": Case(lambda: clipseg(asked, features=clipseg.encode(pixels))),
-        "CLIPSeg: a further one": Case(lambda: clipseg(asked, features=encoded)),
+        network = CLIPSeg(CLIPSegForImageSegmentation(CLIPSegConfig()), 352, (IMAGENET_MEAN, IMAGENET_STD)).eval()
+    image, ids = torch.rand(1, 3, 352, 352), torch.arange(WORDS + 2)[None] + 1
+    features = network.encode(image)
+    names = [f"feature_{number}" for number in range(len(features))]
+    graphs = {
+        "encoder": trace(_CLIPSegEncoder(network), (image,), ["images"], names),
+        "decoder": trace(_CLIPSegDecoder(network), (ids, *features), ["ids", *names], ["mask_logits"]),
     }
+    for name, model in graphs.items():
+        embed(model, network.state_dict())
+        ir.save(model, scratch / f"{name}.onnx")
+    onnx = OnnxEngine(scratch / "encoder.onnx", scratch / "decoder.onnx", None, None, threads)
+    return {
+        **_of_photo("CLIPSeg, onnx", onnx, 352, WORDS + 2),
+        **_of_photo("CLIPSeg, torch", TorchEngine(network), 352, WORDS + 2),
+    }
+
+
+@dataclass(frozen=True)
+class Busy:
+    """First answers of the shipped model on idle processors, and beside as many busy processes as there are."""
+
+    engine: str
+    threads: int
+    idle: float
+    """Seconds, median."""
+    busy: float
+    """Seconds, median."""
+    worst: float
+    """Seconds of the slowest answer beside busy processes."""
+    ratio: float
+    """`busy` through `idle`."""
+
+
+def busy(rounds: int) -> list[Busy]:
+    """The engines with one thread and with their default; each in turn, first idle, then beside busy processes."""
+    image = np.random.default_rng(0).random((1, 3, 320, 320), dtype=np.float32)
+    counts = sorted({1, available_threads()}, reverse=True)
+    engines = [(name, count) for name in ("onnx", "torch") for count in counts]
+    loaded = {key: load(device="cpu", engine=key[0], threads=key[1]).engine for key in engines}
+    times: dict[bool, dict[tuple[str, int], list[float]]] = {False: {}, True: {}}
+    for beside in (False, True):
+        with ExitStack() as stack:
+            for _ in range(available_threads() if beside else 0):
+                process = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
+                stack.callback(process.kill)
+            for _ in range(1 + rounds):  # the first round warms up
+                for (name, count), engine in loaded.items():
+                    if name == "torch":
+                        torch.set_num_threads(count)
+                    seconds = _seconds(partial(_first, engine, image))
+                    times[beside].setdefault((name, count), []).append(seconds)
+    lines = []
+    for name, count in engines:
+        idle, loud = times[False][name, count][1:], times[True][name, count][1:]
+        quiet, slow = statistics.median(idle), statistics.median(loud)
+        lines.append(Busy(name, count, quiet, slow, max(loud), slow / quiet))
+    return lines
+
+
+def _first(engine: Engine, image: Floats) -> Answers:
+    return _ask(engine, engine.encode(image), 1)
 
 
 def training(rounds: int) -> list[Line]:
@@ -281,9 +315,9 @@ class Growth:
     """Greatest resident memory during it above that before it, in MiB."""
 
 
-def growth(rounds: int) -> Iterator[Growth]:
+def growth(rounds: int, threads: int) -> Iterator[Growth]:
     """Answers of the shipped model against expressions, size and number of photographs."""
-    segmenter = load(device="cpu")
+    segmenter = load(device="cpu", threads=threads)
     photo = _photograph(0.3)
     segmenter(photo, ["the person"])
     for count in (1, 2, 4, 8, 16, 32, 64):
@@ -353,7 +387,7 @@ def machine() -> str:
     names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
     name = names[0] if names else "unknown processor"
     form = torch.backends.cpu.get_cpu_capability()
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {form}, torch {torch.__version__}"
+    return f"{name}, {os.cpu_count()} cores, {form}, torch {torch.__version__}, onnxruntime {onnxruntime.__version__}"
 
 
 def _cpuinfo() -> list[str]:

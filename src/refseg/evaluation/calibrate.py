@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from refseg.calibration import FEATURES, Calibration, Floats, features, predict, sigmoid
+from refseg.calibration import FEATURES, Calibration, Floats, features, predict
 from refseg.data.expressions.names import Name, anything, hypernyms, names
 from refseg.data.table import Row, by_photograph
 from refseg.errors import RefsegError
@@ -23,6 +23,7 @@ from refseg.evaluation.protocols import NATIVE, count_pixels
 from refseg.evaluation.scores import Scores, calibration_error
 from refseg.files import whole
 from refseg.segmenter import Segmenter
+from refseg.transforms import sigmoid
 
 logger = logging.getLogger(__name__)
 

@@ -6,11 +6,10 @@ Krähenbühl and Koltun, NIPS 2011, by pydensecrf2. SHNet's own numbers are with
 from __future__ import annotations
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from refseg.errors import RefsegError
+from refseg.transforms import Floats
 
 STEPS = 5
 NEAR = {"sxy": 3, "compat": 3}
@@ -28,17 +27,16 @@ def need_crf() -> None:
         raise RefsegError("the dense CRF needs pydensecrf2; pip install 'refseg[crf]', with a C++ compiler") from fault
 
 
-def refine(photo: Image.Image, probability: Tensor) -> Tensor:
+def refine(photo: Image.Image, probability: Floats) -> Floats:
     """Probabilities (H, W), 0..1, after five steps of mean field over the photograph, W×H; seconds on the CPU."""
     need_crf()
     from pydensecrf.densecrf import DenseCRF2D
     from pydensecrf.utils import unary_from_softmax
 
-    inside = probability.float().cpu().numpy()
-    h, w = inside.shape
+    h, w = probability.shape
     crf = DenseCRF2D(w, h, 2)
-    crf.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(np.stack([1 - inside, inside]), clip=1e-5)))
+    crf.setUnaryEnergy(np.ascontiguousarray(unary_from_softmax(np.stack([1 - probability, probability]), clip=1e-5)))
     crf.addPairwiseGaussian(**NEAR)
     crf.addPairwiseBilateral(**ALIKE, rgbim=np.array(photo.convert("RGB")))
-    refined = np.asarray(crf.inference(STEPS), dtype=np.float32)[1].reshape(h, w)
-    return torch.from_numpy(refined).to(probability.device)
+    refined: Floats = np.asarray(crf.inference(STEPS), dtype=np.float32)[1].reshape(h, w)
+    return refined

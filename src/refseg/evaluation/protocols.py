@@ -6,7 +6,7 @@ docs/protocols.md has the table and shows how far the protocols differ for the s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from PIL import Image
 
 from refseg.errors import RefsegError
 from refseg.masks import Mask
+from refseg.transforms import sigmoid, to_photograph
 
 Floats = npt.NDArray[np.floating]
 Places = tuple[npt.NDArray[np.int64], Floats]
@@ -59,22 +60,21 @@ class Protocol:
         return side, side
 
     def decide(
-        self, mask_logits: Any, photograph: tuple[int, int], image_size: int, *, letterbox: bool = False
+        self,
+        mask_logits: npt.NDArray[np.float32],
+        photograph: tuple[int, int],
+        image_size: int,
+        *,
+        letterbox: bool = False,
     ) -> Mask:
         """Predictions (E, H', W') bool from mask logits (E, 1, h, w) float32 over the network's square.
 
         The square shows the photograph resized without regard to its aspect. With `letterbox` it shows the photograph
         scaled to fit, in the middle of a border. Only a protocol that is `bicubic` undoes that.
         """
-        from refseg.transforms import to_photograph  # stored masks are scored without it, and without PyTorch
-
-        if not isinstance(mask_logits, np.ndarray):  # a tensor, which may lie on a GPU
-            mask_logits = mask_logits.cpu()
         if not self.bicubic:
-            probability = np.asarray(to_photograph(mask_logits, self.size(photograph, image_size)))
-            return probability > self.threshold
-        with np.errstate(over="ignore"):
-            probability = 1 / (1 + np.exp(-np.asarray(mask_logits, dtype=np.float64)[:, 0]))
+            return to_photograph(mask_logits, self.size(photograph, image_size)) > self.threshold
+        probability = sigmoid(mask_logits.astype(np.float64)[:, 0])
         for axis, places in enumerate(_warped(photograph, image_size, letterbox), start=1):
             side = probability.shape[axis]
             weights = _cubic(places, image_size) @ _cubic(_aligned(image_size, side), side, repeat=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -10,10 +11,9 @@ from typing import Protocol
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from refseg.checkpoints import quiet_transformers
+from refseg.checkpoints import Checkpoint
 from refseg.errors import RefsegError, first_line
-from refseg.models.interface import ReferringNetwork
-from refseg.words import WordTokenizer
+from refseg.models.registry import find_network
 
 CARD = "README.md"
 
@@ -59,8 +59,7 @@ class Measurement(Protocol):
 
 
 def save(
-    network: ReferringNetwork,
-    tokenizer: WordTokenizer,
+    checkpoint: Checkpoint,
     folder: str | PathLike[str],
     *,
     report: Measurement | None = None,
@@ -71,16 +70,15 @@ def save(
 
     `license` is the hub's name of the weights' licence.
     """
-    with quiet_transformers():
-        network.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    card = model_card(network, report, license, name or Path(folder).name)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for file in checkpoint.files():
+        shutil.copyfile(file, Path(folder) / file.name)
+    card = model_card(checkpoint, report, license, name or Path(folder).name)
     (Path(folder) / CARD).write_text(card, encoding="utf-8")
 
 
 def push(
-    network: ReferringNetwork,
-    tokenizer: WordTokenizer,
+    checkpoint: Checkpoint,
     name: str,
     *,
     report: Measurement | None = None,
@@ -94,7 +92,7 @@ def push(
     from huggingface_hub import HfApi
 
     with tempfile.TemporaryDirectory() as scratch:
-        save(network, tokenizer, scratch, report=report, license=license, name=name)
+        save(checkpoint, scratch, report=report, license=license, name=name)
         try:
             api = HfApi()
             address = api.create_repo(name, private=private, exist_ok=True)
@@ -106,32 +104,33 @@ def push(
     return str(address)
 
 
-def model_card(network: ReferringNetwork, report: Measurement | None, license: str, name: str) -> str:
+def model_card(checkpoint: Checkpoint, report: Measurement | None, license: str, name: str) -> str:
     """The card: metadata that the hub reads, then what a person wants to know. No number without a report."""
-    config = network.config
+    network, config = find_network(checkpoint.model_type), checkpoint.config
+    settings = checkpoint.settings
     metadata = ModelCardData(
         license=license,
         library_name="refseg",
         pipeline_tag="image-segmentation",
-        tags=["referring-image-segmentation", config.model_type],
+        tags=["referring-image-segmentation", checkpoint.model_type],
         language="en",
         model_name=name,
         eval_results=None if report is None else _results(report),
     )
-    backbone = config.backbone_config.model_type
+    backbone = config["backbone_config"]["model_type"]
     parts = [
         f"---\n{metadata.to_yaml()}\n---",
         f"# {name}",
         "Finds in a photograph what a sentence describes and returns its mask.",
         f'```python\nimport refseg\n\nsegmenter = refseg.load("{name}")\n'
         'segmenter("street.jpg", "the red bag").save("mask.png")\n```',
-        f"{type(network).__name__} ({network.paper}) with a {backbone} encoder: {network.num_parameters() / 1e6:.1f} "
-        f"million parameters, input {config.image_size}×{config.image_size}, at most {config.max_words} words of a "
-        f"vocabulary of {config.vocabulary}.",
-        "## Data\n\n" + (config.training_data or "Not said by the checkpoint."),
+        f"{network.__name__} ({network.paper}) with a {backbone} encoder: {checkpoint.parameters / 1e6:.1f} "
+        f"million parameters, input {settings.image_size}×{settings.image_size}, at most {settings.max_words} words of "
+        f"a vocabulary of {config['vocabulary']}.",
+        "## Data\n\n" + (settings.training_data or "Not said by the checkpoint."),
         "## Numbers\n\n" + (_numbers(report) if report else "None measured: give `save_pretrained` a report."),
         "## Limits\n\nIt must not be used to identify or judge people, nor for any decision about a person. "
-        + ("" if config.calibration else "The score is a mean probability: it ranks answers and means no more."),
+        + ("" if settings.calibration else "The score is a mean probability: it ranks answers and means no more."),
     ]
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 

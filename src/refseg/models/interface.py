@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
 from refseg.errors import RefsegError
@@ -137,6 +137,18 @@ class Prediction:
     """(B,) in 0..1: how sure the network is of each answer, where it says so itself."""
 
 
+class Graphs(NamedTuple):
+    """A network in parts that exporters trace; see `models.graphs`."""
+
+    encoder: nn.Module
+    """images (1, 3, S, S) in 0..1 → tensors, all that no word touches."""
+    decoder: nn.Module
+    """ids (1, T) of one sentence, without padding, its heads (1, T) if the network parses, and these tensors → mask
+    logits (1, 1, h, w)."""
+    attention: nn.Module | None = None
+    """As the decoder takes → as `ReferringNetwork.attention`; None where the network has none to show."""
+
+
 class ReferringNetwork(PreTrainedModel):
     """A network that finds in photographs what expressions describe.
 
@@ -207,6 +219,10 @@ class ReferringNetwork(PreTrainedModel):
         the words. Raises RefsegError for a network that has none to show.
         """
         raise RefsegError("this model fuses without attention; load one whose config says fusion: sfm")
+
+    def graphs(self) -> Graphs | None:
+        """The network in parts of its own, where these answer in less time than `encode` and `answer` as they are."""
+        return None
 
     def save_pretrained(self, save_directory: str | PathLike[str], **settings: Any) -> None:
         """Writes config and weights, and a file by which AutoModel finds the network where refseg is not imported."""

@@ -13,30 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from refseg.checkpoints import quiet_transformers
+from refseg.checkpoints import Checkpoint, Settings
 from refseg.errors import RefsegError, first_line
 from refseg.models.interface import Features, Prediction, TokenBatch
 from refseg.models.parts.backbone import IMAGENET_MEAN, IMAGENET_STD
+from refseg.models.reading import quiet_transformers
 from refseg.words import Tokens
 
 CONFIDENCE = 0.5
 """Of an instance that SAM 3 counts as meant by the expression, as its authors' own demo decides."""
 _NOTHING = -20.0
 """Mask logit where no instance is."""
-
-
-@dataclass(frozen=True)
-class OtherConfig:
-    """What a `Segmenter` asks of a model's config."""
-
-    model_type: str
-    image_size: int
-    training_data: str
-    threshold: float = 0.5
-    calibration: None = None
 
 
 class OtherModel(nn.Module, ABC):
@@ -51,7 +42,8 @@ class OtherModel(nn.Module, ABC):
         """`statistics`: mean and standard deviation of the three colours, for pixels in 0..1."""
         super().__init__()
         self.net = net
-        self.config = OtherConfig(self.kind, image_size, self.about)
+        words = _text_config(net).max_position_embeddings
+        self.settings = Settings(self.kind, image_size, words, training_data=self.about)
         for name, values in zip(("mean", "std"), statistics, strict=True):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1))
 
@@ -66,9 +58,6 @@ class OtherModel(nn.Module, ABC):
     def attention(self, tokens: TokenBatch, features: Features) -> Tensor:
         """Raises RefsegError: there is none to show."""
         raise RefsegError("this model fuses without attention; load one whose config says fusion: sfm")
-
-    def num_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters())
 
 
 class CLIPSeg(OtherModel):
@@ -141,7 +130,7 @@ class BytePairTokenizer:
     def __call__(self, expressions: Sequence[str]) -> Tokens:
         """ids and mask (B, T), padded to all tokens that are read; no word is unknown."""
         whole = [len(ids) for ids in self.tokenizer(list(expressions)).input_ids] if expressions else []
-        read = {"input_ids": torch.zeros(0, self.max_words, dtype=torch.long)}
+        read = {"input_ids": np.zeros((0, self.max_words), dtype=np.int64)}
         read["attention_mask"] = read["input_ids"]
         if expressions:
             read = self.tokenizer(
@@ -149,11 +138,11 @@ class BytePairTokenizer:
                 padding="max_length",
                 truncation=True,
                 max_length=self.max_words,
-                return_tensors="pt",
+                return_tensors="np",
             )
         return Tokens(
             ids=read["input_ids"],
-            mask=read["attention_mask"].bool(),
+            mask=read["attention_mask"].astype(np.bool_),
             unknown=[() for _ in expressions],
             truncated=[length > self.max_words for length in whole],
         )
@@ -193,10 +182,11 @@ KINDS = {
 """By the `model_type` of a checkpoint's config.json."""
 
 
-def read_other(folder: Path, model_type: str) -> tuple[OtherModel, BytePairTokenizer]:
-    """The model and tokenizer in a checkpoint's folder. Raises RefsegError where it is incomplete or damaged."""
+def read_other(checkpoint: Checkpoint) -> tuple[OtherModel, BytePairTokenizer]:
+    """A checkpoint's model and tokenizer. Raises RefsegError where it is incomplete or damaged."""
     from transformers import CLIPTokenizer
 
+    folder, model_type = checkpoint.folder, checkpoint.model_type
     kind = KINDS[model_type]
     source = kind.classes()
     try:
@@ -215,7 +205,7 @@ def read_other(folder: Path, model_type: str) -> tuple[OtherModel, BytePairToken
         raise RefsegError(f"{folder} has {len(tokenizer)} tokens for a model of {words}; copy one whole checkpoint")
     side = net.config.vision_config.image_size
     model = kind.form(net, side if isinstance(side, int) else side[0], _statistics(folder) or kind.statistics)
-    return model, BytePairTokenizer(tokenizer, _text_config(net).max_position_embeddings)
+    return model, BytePairTokenizer(tokenizer, model.settings.max_words)
 
 
 def _text_config(net: Any) -> Any:

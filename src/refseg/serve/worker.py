@@ -119,7 +119,7 @@ class LoadedModel:
         return _Turn(question, encoded, decoded - start, encode)
 
     def _hold(self, photo_id: str, encoded: EncodedPhoto) -> None:
-        levels = sum(level.nbytes for level in encoded.levels)
+        levels = sum(feature.nbytes for feature in encoded.features)
         size = 4 * encoded.photo.width * encoded.photo.height + levels  # Pillow keeps 4 bytes of an RGB pixel
         if size > self.limits.cached_bytes:
             return
@@ -147,17 +147,17 @@ def start(load: Callable[[], Segmenter], name: str, limits: Limits) -> dict[str,
     segmenter = load()
     segmenter(Image.new("RGB", (64, 64), "grey"), "anything")
     _model = LoadedModel(segmenter, name, limits)
-    config = segmenter.model.config
+    settings, checkpoint = segmenter.settings, segmenter.checkpoint
     return {
         "name": name,
-        "architecture": config.model_type,
+        "architecture": settings.model_type,
         "image_size": segmenter.image_size,
         "threshold": segmenter.threshold,
         "vocabulary": len(segmenter.tokenizer),
         "max_words": segmenter.tokenizer.max_words,
-        "parameters": segmenter.model.num_parameters(),
-        "device": str(segmenter.device),
-        "training_data": config.training_data,
+        "parameters": None if checkpoint is None else checkpoint.parameters,
+        "device": segmenter.engine.device,
+        "training_data": settings.training_data,
         "process": os.getpid(),
     }
 

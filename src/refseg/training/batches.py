@@ -178,7 +178,7 @@ class PhotoDataset(Dataset[Sample]):
         if rng.random() < self.data.greyscale:
             shown = ImageOps.grayscale(shown).convert("RGB")
         return Sample(
-            image=to_square(jitter(rng, shown, self.data.jitter), view.side),
+            image=torch.from_numpy(to_square(jitter(rng, shown, self.data.jitter), view.side)),
             expressions=expressions,
             targets=targets,
             rivals=rivals,
@@ -342,7 +342,7 @@ class Collate:
             "images": torch.stack([sample.image for sample in samples]),
             "ids": torch.where(dropped & mask, self.tokenizer.unknown_id, ids),
             "mask": mask,
-            **({} if tokens.heads is None else {"heads": tokens.heads}),
+            **({} if tokens.heads is None else {"heads": torch.as_tensor(tokens.heads)}),
             "photo_of": torch.tensor(photo_of),
             "targets": torch.cat([sample.targets for sample in samples]),
             "rivals": torch.cat([sample.rivals for sample in samples]),

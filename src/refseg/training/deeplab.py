@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import ResNetConfig, ResNetModel
 
-from refseg.checkpoints import quiet_transformers
 from refseg.errors import RefsegError, first_line
+from refseg.models.reading import quiet_transformers
 
 HEADS = ("aspp.", "decoder.")
 """DeepLab's own head, which SHNet replaces."""

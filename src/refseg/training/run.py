@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import set_seed
 
-from refseg.checkpoints import load_network, read_network
+from refseg.checkpoints import find_checkpoint
 from refseg.data.expressions.generate import mirror_expression
 from refseg.data.parses import Parses
 from refseg.data.sources import load_rows
@@ -17,6 +17,7 @@ from refseg.data.table import Row, by_photograph
 from refseg.errors import RefsegError
 from refseg.evaluation.protocols import find_protocol
 from refseg.models.interface import ReferringConfig, ReferringNetwork
+from refseg.models.reading import read_network, read_start
 from refseg.models.registry import build_network
 from refseg.training.backbones import load_backbone, name_scores
 from refseg.training.recipe import Recipe, load_recipe
@@ -50,7 +51,7 @@ def run(path: Path, overrides: Sequence[str] = (), resume: bool = False) -> Path
     if trainer.is_world_process_zero():
         best = trainer.best_checkpoint
         if best is not None and trainer.state.best_global_step != trainer.state.global_step:
-            model.load_state_dict(read_network(best, model.config.model_type)[0].state_dict())
+            model.load_state_dict(read_network(find_checkpoint(best)).state_dict())
         _blend(model, before, recipe.start_share)
         with writing(output):
             write_model(output, model, tokenizer)
@@ -87,7 +88,7 @@ def _start(recipe: Recipe, expressions: Sequence[str]) -> tuple[ReferringNetwork
     """The network that the training starts from, and its vocabulary: the recipe's `start`, or a fresh one."""
     sentences = [sentence for file in recipe.sentences for sentence in read_sentences(Path(file))]
     vectors = Path(recipe.word_vectors) if recipe.word_vectors else None
-    started, known = load_network(recipe.start) if recipe.start else (None, None)
+    started, known = read_start(recipe.start) if recipe.start else (None, None)
     if known is None:
         max_words = recipe.model.get("max_words", ReferringConfig.max_words)
         tokenizer = WordTokenizer.from_expressions(expressions, sentences, max_words=max_words)

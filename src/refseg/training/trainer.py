@@ -18,12 +18,14 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
-from refseg.checkpoints import quiet_transformers, read_network
+from refseg.checkpoints import Settings, find_checkpoint
 from refseg.data.table import Row
+from refseg.engines.torch import TorchEngine
 from refseg.errors import RefsegError, first_line
 from refseg.evaluation.evaluate import evaluate as answer_and_score
 from refseg.evaluation.protocols import find_protocol
 from refseg.models.interface import ReferringNetwork, TokenBatch
+from refseg.models.reading import quiet_transformers, read_network
 from refseg.segmenter import Segmenter
 from refseg.training.alignment import Alignment
 from refseg.training.batches import Collate, PhotoDataset, PhotoSampler, scaled_grid
@@ -195,8 +197,9 @@ class RecipeTrainer(Trainer):
         validation = self.recipe.validation
         assert validation is not None
         network = self.model.model
+        engine = TorchEngine(network, str(self.args.device))
         report = answer_and_score(
-            Segmenter(network, self.tokenizer, str(self.args.device), network=network),
+            Segmenter(engine, self.tokenizer, Settings.from_config(network.config.to_dict())),
             self.eval_dataset,
             progress=False,
             max_photos=validation.photos,
@@ -231,8 +234,7 @@ class RecipeTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder, trainee = Path(resume_from_checkpoint), cast(Trainee, model or self.model)
-        network, _ = read_network(folder, trainee.model.config.model_type)
-        trainee.model.load_state_dict(network.state_dict())
+        trainee.model.load_state_dict(read_network(find_checkpoint(folder)).state_dict())
         trainee.alignment.load_state_dict(load_file(folder / ALIGNMENT))
 
     def _save_checkpoint(self, *arguments: Any, **keywords: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -25,10 +24,8 @@ def pixels_position(height: int, width_px: int, width: int, like: Tensor) -> Ten
     return table.flatten(0, 1).to(like.dtype)
 
 
-@lru_cache(maxsize=64)
 def _table(count: int, width: int, step: float, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        half = (width + 1) // 2
-        rates = torch.exp(torch.arange(half, device=device) * (-math.log(10000.0) / half))
-        angles = (torch.arange(count, device=device) + 0.5)[:, None] * step * rates
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)[:, :width]
+    half = (width + 1) // 2
+    rates = torch.exp(torch.arange(half, device=device) * (-math.log(10000.0) / half))
+    angles = (torch.arange(count, device=device) + 0.5)[:, None] * step * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)[:, :width]

@@ -8,13 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from refseg.models.interface import Features, Prediction, ReferringNetwork, TokenBatch
+from refseg.models.interface import Features, Graphs, Prediction, ReferringNetwork, TokenBatch
 from refseg.models.parts.backbone import build_backbone
 from refseg.models.parts.decoder import Decoder
 from refseg.models.parts.image_encoder import ImageEncoder, PooledLevel
 from refseg.models.parts.text_encoder import TextEncoder
 from refseg.models.shnet.config import AGGREGATIONS, FUSIONS, SHNetConfig
 from refseg.models.shnet.fusion import SFM, attention
+from refseg.models.shnet.graphs import sfm_graphs
 
 
 class SHNet(ReferringNetwork):
@@ -50,6 +51,10 @@ class SHNet(ReferringNetwork):
             return super().attention(tokens, features)
         words = self.text_encoder(tokens.ids, tokens.mask)
         return torch.stack([attention(self.fusion, level, words, tokens.mask)[:, 0] for level in features])
+
+    def graphs(self) -> Graphs | None:
+        """Those that compute SFM's first layer with the photograph; see `shnet.graphs`."""
+        return sfm_graphs(self) if isinstance(self.fusion, SFM) else None
 
     def _init_weights(self, module: nn.Module) -> None:
         """Attention and words start small; the backbone keeps the initialisation it was built with."""
