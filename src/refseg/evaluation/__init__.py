@@ -1,1 +1,1 @@
-"""What answers are worth."""
+"""Scores of a model's answers, and what is made of them: reports, comparisons, calibration, figures."""

@@ -1,7 +1,7 @@
 """What an answer and a training step cost, as ratios in one run: `refseg bench`.
 
-A machine's speed drifts. So the cases of a table take turns, A B C A B C …, and each median is compared with the
-first case's. docs/speed.md has the results and the commands.
+Machines drift; so the cases of a table run in turn, A B C A B C …, and each one's median is set beside the first's.
+docs/speed.md holds the results and the commands.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from refseg.words import Tokens, WordTokenizer
 RELEASED_WIDTHS = (512, 512, 256)
 """Channels of the up-sampling convolutions in the code that SHNet's authors released."""
 PER_PHOTO = 7
-"""Expressions of a training photograph. UNC has 7.1."""
+"""Expressions of a training photograph; UNC has 7.1."""
 WORDS = 5
 
 
@@ -59,22 +59,16 @@ class Line:
     table: str
     case: str
     seconds: float
-    """Median time, for one expression (or one answer) of the case."""
+    """Median, for one expression (or one answer) of the case."""
     ratio: float
     """How many times as fast as the table's first case."""
     gflop: float | None = None
-<<<<<<< Updated upstream
     """Products and sums that PyTorch counted for one expression, in 10⁹; None where it did not compute."""
-=======
-    """Products and sums that PyTorch counted for one expression, in 10⁹. None if PyTorch did not compute."""
-    peak_share: float | None = None
-    """Arithmetic per second as a share of what a 1024³ product by oneDNN reaches in the same run."""
->>>>>>> Stashed changes
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed, and the number of expressions that its time is divided by."""
+    """What is timed, and by how many expressions its time is divided."""
 
     run: Callable[[], Any]
     per: int = 1
@@ -83,7 +77,7 @@ class Case:
 
 
 def measure(table: str, cases: dict[str, Case], rounds: int) -> list[Line]:
-    """Runs the cases in turn. The others are compared with the first."""
+    """Runs the cases in turn; the first is what the others are compared with."""
     flops = {name: _gflop(case) for name, case in cases.items()}  # also warms up
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in tqdm(range(rounds), desc=table, unit="round", disable=None):
@@ -110,7 +104,7 @@ def _gflop(case: Case) -> float | None:
 
 
 class TiledAffinity(Affinity):
-    """HCAM's affinity as in equation 2: one convolution over [pixels; tiled sentence] per sentence."""
+    """HCAM's affinity as equation 2 is written: one convolution over [pixels; tiled sentence] per sentence."""
 
     def forward(self, pixels: Tensor, sentences: list[Tensor]) -> list[Tensor]:
         tiled = (sentence[:, :, None, None].expand_as(pixels) for sentence in sentences)
@@ -119,7 +113,7 @@ class TiledAffinity(Affinity):
 
 
 def plain_form(model: SHNet) -> SHNet:
-    """Changes the network, in place, to compute what a direct reading of the paper computes, without our algebra."""
+    """The network without any of our algebra, in place: what a straightforward reading of the paper computes."""
     if isinstance(model.aggregation, HCAM):
         for affinity in model.aggregation.gates:
             affinity.__class__ = TiledAffinity
@@ -140,13 +134,8 @@ def sentences(count: int) -> TokenBatch:
 
 
 @torch.inference_mode()
-<<<<<<< Updated upstream
 def inference(rounds: int, threads: int, openvino: bool = False) -> list[Line]:
     """First answers and further ones: the paper's network plain and by the engines, the shipped model, CLIPSeg."""
-=======
-def inference(rounds: int, engines: Sequence[str] = ("torch",)) -> list[Line]:
-    """First answers and further ones, of the paper's network (plain and fast), the shipped model and CLIPSeg."""
->>>>>>> Stashed changes
     plain = plain_form(paper_network(decoder_widths=RELEASED_WIDTHS))
     image = torch.rand(1, 3, 320, 320)
     cases = {"paper's network, plain: one expression": Case(lambda: plain(sentences(1), images=image))}
@@ -168,7 +157,6 @@ def inference(rounds: int, engines: Sequence[str] = ("torch",)) -> list[Line]:
     return measure("inference", cases, rounds)
 
 
-<<<<<<< Updated upstream
 def _of_photo(label: str, engine: Engine, side: int = 320, words: int = WORDS) -> dict[str, Case]:
     """An engine's first answer about a photograph, and a further one."""
     image = np.random.default_rng(0).random((1, 3, side, side), dtype=np.float32)
@@ -176,32 +164,6 @@ def _of_photo(label: str, engine: Engine, side: int = 320, words: int = WORDS) -
     return {
         f"{label}: first answer": Case(lambda: _ask(engine, engine.encode(image), 1, words), counted=counted),
         f"{label}: a further one": Case(lambda: _ask(engine, features, 1, words), counted=counted),
-=======
-@torch.inference_mode()
-def stages(rounds: int) -> list[Line]:
-    """Each box of the paper's network for one expression, plain and fast, with the released decoder's widths."""
-    plain: Any = plain_form(paper_network(decoder_widths=RELEASED_WIDTHS))
-    fast = fastest_form(plain)
-    image, (ids, mask, _) = torch.rand(1, 3, 320, 320), sentences(1)
-    words = plain.text_encoder(ids, mask)
-    levels, ahead = plain.encode(image), fast.encode(image)
-    fused = [plain.fusion(level, words, mask) for level in levels]
-    own = type(ahead)(*(part[0] for part in ahead))
-    met = fast.fusion(own, words[0])
-    joint, last = plain.aggregation(fused, mask), fast.aggregation(*met)
-    pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-        "image encoder, and SFM's first layer ahead of the words": (
-            partial(plain.encode, image),
-            partial(fast.encode, image),
-        ),
-        "text encoder": (partial(plain.text_encoder, ids, mask), partial(fast.text_encoder, ids, mask)),
-        "SFM": (
-            lambda: [plain.fusion(level, words, mask) for level in levels],
-            partial(fast.fusion, own, words[0]),
-        ),
-        "HCAM": (partial(plain.aggregation, fused, mask), partial(fast.aggregation, *met)),
-        "decoder": (partial(plain.decoder, joint), partial(fast.decoder, last)),
->>>>>>> Stashed changes
     }
 
 
@@ -215,7 +177,6 @@ def _of_eight(label: str, engine: Engine) -> dict[str, Case]:
     }
 
 
-<<<<<<< Updated upstream
 def _ask(engine: Engine, features: Any, count: int, words: int = WORDS) -> Answers:
     ids = np.arange(count * words).reshape(count, words) % 50 + 2
     return engine.answer(Tokens(ids, np.ones_like(ids, dtype=np.bool_), [()] * count, [False] * count), features)
@@ -242,10 +203,6 @@ class _CLIPSegDecoder(Graph):
 def _of_clipseg(scratch: Path, threads: int) -> dict[str, Case]:
     """CLIPSeg (Lüddecke and Ecker, CVPR 2022; ViT-B/16, 352) with random weights: its speed needs no download."""
     import onnx_ir as ir
-=======
-def _clipseg() -> dict[str, Case]:
-    """CLIPSeg (Lüddecke and Ecker, CVPR 2022; ViT-B/16, 352) with random weights, so that nothing is downloaded."""
->>>>>>> Stashed changes
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
     with torch.random.fork_rng(devices=[]):
@@ -353,20 +310,14 @@ class Growth:
     quantity: str
     value: float
     seconds: float
-    """Median time of a whole answer: reading, encoding, all expressions, masks at full size."""
+    """Median, whole answer: reading, encoding, all expressions, masks at full size."""
     memory: float
-    """How far the resident memory rises during the answer, in MiB."""
+    """Greatest resident memory during it above that before it, in MiB."""
 
 
-<<<<<<< Updated upstream
 def growth(rounds: int, threads: int) -> Iterator[Growth]:
     """Answers of the shipped model against expressions, size and number of photographs."""
     segmenter = load(device="cpu", threads=threads)
-=======
-def growth(rounds: int) -> Iterator[Growth]:
-    """Measures answers of the shipped model by the number of expressions, pixels and photographs."""
-    segmenter = load(device="cpu")
->>>>>>> Stashed changes
     photo = _photograph(0.3)
     segmenter(photo, ["the person"])
     for count in (1, 2, 4, 8, 16, 32, 64):
@@ -385,7 +336,7 @@ def _many(segmenter: Segmenter, photo: Any, count: int) -> None:
 
 
 def _photograph(megapixels: float) -> Any:
-    """Noise of that size, H×W×3 uint8, 4:3."""
+    """Noise of that size as H×W×3 uint8, 4:3."""
     height = round((megapixels * 1e6 * 3 / 4) ** 0.5)
     return torch.randint(0, 256, (height, round(height * 4 / 3), 3), dtype=torch.uint8).numpy()
 
@@ -400,7 +351,7 @@ def _grown(quantity: str, value: float, rounds: int, run: Callable[[], Any]) -> 
 
 @contextmanager
 def _watched() -> Iterator[list[float]]:
-    """How far the resident memory of this process rises inside the block, in MiB."""
+    """The greatest resident memory of this process inside the block above that before it, in MiB."""
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not status.exists():
         raise RefsegError("memory is read from /proc, which this system lacks; run refseg bench on Linux")
@@ -416,7 +367,7 @@ def _watched() -> Iterator[list[float]]:
 
 
 def write_csv(path: Path, lines: Sequence[Any], machine: str | None = None) -> None:
-    """Writes dataclasses of one kind, one per line. Lines with times also name the machine."""
+    """Writes dataclasses of one kind, a line each; where times are among them, with the machine they are of."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         names, last = list(lines[0].__dataclass_fields__), {"machine": machine} if machine else {}
@@ -432,7 +383,7 @@ def _cell(value: Any) -> Any:
 
 
 def machine() -> str:
-    """The processor and the part of it that is used, in one line."""
+    """The processor and what of it is used, in a line."""
     names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
     name = names[0] if names else "unknown processor"
     form = torch.backends.cpu.get_cpu_capability()

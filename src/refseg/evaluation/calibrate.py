@@ -1,4 +1,4 @@
-"""What the answers of a model are worth is fitted on photographs that it has not seen, and written beside it."""
+"""Fits what a model's score is worth, on photographs that it has not seen, and writes it into the checkpoint."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ from refseg.transforms import sigmoid
 logger = logging.getLogger(__name__)
 
 PER_PHOTO = 12
-"""Expressions asked of each photograph, and as many about what is not in it."""
+"""Expressions of each photograph, and as many about what is not in it."""
 WORTHWHILE = 0.75
-"""Precision and recall below which `found` is left out of the checkpoint: it would mislead more than help."""
+"""Precision and recall below which `found` is left out of the checkpoint, because it would mislead."""
 _FOLDS = 5
 _PENALTY = 1.0
-"""Ridge on the weights of standardised features; matters where all answers are alike."""
+"""Ridge on the weights of standardised features. It matters if all answers are alike."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A calibration and how it fared on photographs that it was not fitted on."""
+    """A calibration, and its quality on photographs that it was not fitted on."""
 
     calibration: Calibration
     expected: list[float]
-    """Cross-validated score of each answer whose referent is in the photograph."""
+    """The cross-validated score of each answer whose referent is in the photograph."""
     ious: list[float]
-    """… and the IoU that it reached."""
+    """The IoU that each of these answers reached."""
     before: float
-    """Calibration error of the mean probability inside the mask."""
+    """The calibration error of the mean probability inside the mask, for comparison."""
     precision: float
-    """Share of the answers called found whose referent is there; as many expressions are about absent referents."""
+    """Share of the answers called found whose referent is there. Half of the expressions are about absent referents."""
     recall: float
     """Share of the present referents that are called found."""
     absent: int
-    """Expressions about what is not in the photograph."""
+    """How many expressions were about what is not in the photograph."""
     photographs: int
 
     @property
@@ -75,12 +75,12 @@ class Fit:
 def fit_calibration(segmenter: Segmenter, rows: Iterable[Row], *, seed: int = 0, progress: bool = True) -> Fit:
     """Fits score and `found` on rows that the model was not trained on.
 
-    Each photograph is asked up to PER_PHOTO of its own expressions and as many of others (see `absent_rows`). The map
-    to the expected IoU is a logistic regression on the IoU itself (Papke and Wooldridge, "Econometric Methods for
-    Fractional Response Variables", 1996): monotone in every feature. `found` separates own from absent expressions
-    and is decided where precision equals recall on the photographs of the fit. A photograph that cannot be read is
-    logged and skipped. Raises RefsegError where there are fewer than 10 photographs, no absent expressions, or only
-    empty answers.
+    Each photograph is asked up to PER_PHOTO of its own expressions, and as many of others (see `absent_rows`). The map
+    to the expected IoU is a logistic regression on the IoU itself, monotone in every feature (Papke and Wooldridge,
+    "Econometric Methods for Fractional Response Variables", 1996). `found` separates a photograph's own expressions
+    from the absent ones. Its bound is where precision equals recall on the photographs of the fit. A photograph that
+    cannot be read is logged and skipped. Raises RefsegError if there are fewer than 10 photographs, no absent
+    expressions, or only empty answers.
     """
     rows = list(rows)
     draw = random.Random(seed)
@@ -119,8 +119,8 @@ def absent_rows(present_rows: Sequence[Row], others: Sequence[Row], count: int, 
     """Up to `count` of the `others` that describe what is not in the photograph of `present_rows`.
 
     An expression is taken if its label has a name, the expression says that name, and the name could mean no label of
-    the photograph: "the vehicle" is absent only where there is neither car nor bus. Both should come from one data set,
-    for another one may not have annotated what it shows.
+    the photograph. "the vehicle" is absent only if there is neither car nor bus. All rows should come from one data
+    set, because another one may not have annotated everything.
     """
     present = {row.label for row in present_rows if row.label}
     candidates = [row for row in others if row.label not in present and row.image != present_rows[0].image]
@@ -148,7 +148,7 @@ def _says(expression: str, name: Name) -> bool:
 
 
 def write_calibration(folder: Path, calibration: Calibration) -> Path:
-    """Writes the calibration into the checkpoint's config.json and returns its path; the rest stays as it was."""
+    """Writes the calibration into the checkpoint's config.json, changes nothing else in it, and returns its path."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -163,7 +163,7 @@ def write_calibration(folder: Path, calibration: Calibration) -> Path:
 def _fit(
     values: Floats, ious: Floats, present: npt.NDArray[np.bool_], photo_of: npt.NDArray[np.int64], seed: int
 ) -> Fit:
-    """values (N, features and whether the mask has a pixel); the rest (N,)."""
+    """`values` are (N, features and whether the mask has a pixel), the other arrays (N,)."""
     photographs = np.unique(photo_of)
     if len(photographs) < 2 * _FOLDS:
         raise RefsegError(f"{len(photographs)} photographs are too few to calibrate; give {2 * _FOLDS} or more")
@@ -201,7 +201,7 @@ def _calibrate(values: Floats, ious: Floats, present: npt.NDArray[np.bool_]) -> 
     score = _fit_weights(values[known, :-1], ious[known])
     found = _fit_weights(values[filled, :-1], present[filled].astype(np.float64))
     likely = np.where(filled, predict(found, values[:, :-1]), 0.0)
-    # As many are called found as there are: there, precision equals recall.
+    # As many are called found as are there, so precision equals recall.
     at = float(np.quantile(likely, 1 - present.mean(), method="higher"))
     return Calibration(_rounded(score), _rounded(found), float(f"{at:.4g}"))
 
@@ -214,13 +214,13 @@ def _verdicts(calibration: Calibration, values: Floats) -> tuple[Floats, npt.NDA
 
 
 def _fit_weights(values: Floats, targets: Floats) -> Floats:
-    """As `_regress`, but a word that the model has never seen speaks for no answer."""
+    """As `_regress`, but an unknown word never makes an answer look better."""
     weights = _regress(values, targets)
     unknown = FEATURES.index("unknown")
     if weights[unknown] <= 0:
         return weights
     known = values.copy()
-    known[:, unknown] = 0  # few sentences of a data set have such words: chance gave it its sign
+    known[:, unknown] = 0  # few sentences of a data set have such words, so the sign was chance
     return _regress(known, targets)
 
 

@@ -24,7 +24,7 @@ _PAPER, _TEXT, _DIM = (250, 250, 252), (29, 35, 48), (110, 118, 133)
 def write_card(report: Report, segmenter: Segmenter, rows: Sequence[Row], folder: Path) -> list[Path]:
     """Writes report.json, card.png and contact.jpg into the folder and returns their paths.
 
-    `rows` are those that were evaluated. Raises RefsegError where matplotlib is not installed.
+    `rows` are those that were evaluated. Raises RefsegError if matplotlib is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in ("report.json", "card.png", "contact.jpg")]
@@ -35,7 +35,7 @@ def write_card(report: Report, segmenter: Segmenter, rows: Sequence[Row], folder
 
 
 def plot_card(report: Report, path: Path) -> None:
-    """IoU by kind of expression and by size of the referent, precision, and what the score is worth, as PNG or SVG."""
+    """Draws IoU by kind of expression and size of referent, precision, and what the score is worth, as PNG or SVG."""
     figure, ((kinds, sizes), (precision, score)) = subplots(2, 2, (12, 9))
     groups = report.scores
     draw_bars(kinds, groups.get("kind", groups["all"]), "IoU by kind of expression")
@@ -62,9 +62,9 @@ def plot_card(report: Report, path: Path) -> None:
 
 
 def contact_sheet(report: Report, segmenter: Segmenter, rows: Sequence[Row], each: int = _COLUMNS) -> Image.Image:
-    """The best, the middle and the worst answers, `each` of them, every one of another photograph; RGB.
+    """The best, the middle and the worst answers as an RGB image, `each` of them, all of different photographs.
 
-    A tile shows what was meant and what was answered, side by side. Among the worst stand first the most confident.
+    A tile shows what was meant and what was answered, side by side. Of equally bad answers, the most confident come first.
     """
     sections = [(title, chosen) for title, chosen in _choose(report, each) if chosen]
     tiles = [[_tile(report, segmenter, rows[a.row], a) for a in chosen] for _, chosen in sections]
@@ -98,7 +98,7 @@ def _choose(report: Report, each: int) -> list[tuple[str, list[Scored]]]:
 
 
 def _one_each(answers: Sequence[Scored], count: int, taken: set[str]) -> list[Scored]:
-    """The first answers, each about a photograph that was not `taken` yet."""
+    """The first answers about photographs that are not `taken` yet."""
     chosen: list[Scored] = []
     for answer in answers:
         if len(chosen) == count:
@@ -110,11 +110,11 @@ def _one_each(answers: Sequence[Scored], count: int, taken: set[str]) -> list[Sc
 
 
 def _tile(report: Report, segmenter: Segmenter, row: Row, answer: Scored) -> Image.Image:
-    """What was meant, what was answered, and the sentence below."""
+    """A tile: what was meant, what was answered, and the sentence below."""
     encoded = segmenter.encode(row.image)
     (found,) = segmenter.segment(encoded, [row.expression])
     meant = Segmentation(row.expression, row.mask(), 1.0, found.photo)
-    # The second colour of an overlay is another one; the empty first mask leaves it to the target.
+    # The empty first mask takes the overlay's first colour, so that the target gets the second.
     nothing = Segmentation("", np.zeros_like(meant.mask), 0.0, found.photo)
     pictures = [overlay(found.photo, [nothing, meant], caption=False), overlay(found.photo, [found], caption=False)]
     height = min(max(1, round(_TILE * row.height / row.width)), _TILE * 4 // 3)

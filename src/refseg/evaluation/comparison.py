@@ -1,4 +1,4 @@
-"""Models side by side: one table per protocol and data, with paired intervals of the differences."""
+"""Compares models: one table per protocol and data, with paired intervals of the differences."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RESAMPLES = 2000
 
 
 class Interval(NamedTuple):
-    """A difference between two models as shares, positive where the second is better, and its 95% interval."""
+    """A difference between two models, in shares, and its 95% interval. Positive means that the second is better."""
 
     difference: float
     low: float
@@ -38,10 +38,10 @@ def bootstrap(
 ) -> tuple[Interval, Interval]:
     """By how much the second model differs from the first in overall IoU and in mean IoU.
 
-    Each side is the reports of one model, one per run: of several, the mean counts. Percentile bootstrap over
-    photographs, `RESAMPLES` draws with a fixed seed: each draw takes the same photographs for all reports, so what
-    makes a photograph hard for all cancels out. What another seed would change is not in the interval; the deviation
-    between runs tells it. Counts only the rows that all have scored.
+    Each side is the reports of one model, one per run; the mean over its runs counts. The interval is a percentile
+    bootstrap over photographs, of `RESAMPLES` draws with a fixed seed. Each draw takes the same photographs for all
+    reports, so what makes a photograph hard for all cancels out. The interval does not contain what another seed would
+    change; the deviation between runs shows that. Only rows that all reports have scored count.
     Raises RefsegError if the reports follow different protocols or are about different data.
     """
     reference = first[0]
@@ -54,7 +54,7 @@ def bootstrap(
     sums = [[_by_photograph(report, both, by, member) for report in side] for side in (first, second)]
     photographs = len(sums[0][0])
     draws = np.random.default_rng(0).multinomial(photographs, np.full(photographs, 1 / photographs), size=RESAMPLES)
-    # The first line is the data themselves: every photograph once.
+    # The first line is the data as they are: every photograph once.
     draws = np.concatenate([np.ones((1, photographs), dtype=np.int64), draws])
     intervals = []
     for above, below in ((0, 1), (2, 3)):
@@ -87,9 +87,9 @@ def _ensure_alike(first: Report, second: Report) -> None:
 
 
 def _by_photograph(report: Report, rows: dict[int, str], by: str, member: str) -> npt.NDArray[np.float64]:
-    """Per photograph: sum of intersections, of unions, of IoUs, and number of expressions; (P, 4).
+    """For each photograph, the sums of intersections, unions and IoUs, and the number of expressions, (P, 4).
 
-    `rows` names the photograph of each row: the reports may have read them from different folders.
+    `rows` names the photograph of each row, because the reports may have read them from different folders.
     """
     scores = Scores(report.protocol)
     sums: dict[str, list[float]] = {}
@@ -104,7 +104,7 @@ def _by_photograph(report: Report, rows: dict[int, str], by: str, member: str) -
 
 
 class Runs(NamedTuple):
-    """One line of a table: the reports of one model, several where it was trained with several seeds."""
+    """One line of a table: the reports of one model, one for each seed it was trained with."""
 
     model: str
     reports: Sequence[Report]
@@ -128,9 +128,9 @@ class _Line:
     runs: Runs
     member: str
     scores: list[Scores]
-    """One per run."""
+    """One report per run."""
     intervals: tuple[Interval, Interval] | None
-    """Differences to the first model of the table; None for that one itself."""
+    """Differences from the first model of the table. None for the first model."""
 
     @property
     def overall(self) -> list[float]:
@@ -142,7 +142,7 @@ class _Line:
 
     @property
     def precision(self) -> list[float]:
-        """Mean over the runs, at each of PRECISION_AT."""
+        """The mean over the runs, at each of PRECISION_AT."""
         return [float(np.mean([scores.precision[at] for scores in self.scores])) for at in PRECISION_AT]
 
     @property
@@ -151,12 +151,12 @@ class _Line:
 
 
 def _deviation(shares: Sequence[float]) -> float:
-    """Between runs, of the sample; not a number for one run."""
+    """The sample deviation between runs. NaN for a single run."""
     return float(np.std(shares, ddof=1)) if len(shares) > 1 else math.nan
 
 
 def to_markdown(rows: Sequence[Runs], by: str = "all") -> str:
-    """One table for each protocol and data; in percent, of several runs mean ± deviation."""
+    """One table for each protocol and data, in percent. Several runs become mean ± deviation."""
     blocks = []
     for table in _tables(rows, by):
         first = table[0].runs.reports[0]
@@ -195,9 +195,9 @@ def _known(number: float | None) -> str:
 
 
 def to_csv(rows: Sequence[Runs], by: str = "all") -> str:
-    """One line per model and member, shares in 0..1, means over the runs; empty where undefined.
+    """One line per model and member: means over the runs, in 0..1, empty if undefined.
 
-    Raises RefsegError for reports that belong into different tables: a column holds numbers of one protocol and data.
+    Raises RefsegError for reports of different tables, because a column has numbers of one protocol and data.
     """
     tables = list(_tables(rows, by))
     if len(tables) > 1:
@@ -230,7 +230,7 @@ def _exact(share: float) -> str:
 
 
 def _tables(rows: Sequence[Runs], by: str) -> Iterator[list[_Line]]:
-    """The models that compare, in the order given; the first is what the others are held against."""
+    """The models that can be compared, in the order given. The others are compared with the first."""
     if by not in GROUPS:
         raise RefsegError(f"there is no group {by!r}; one of: {', '.join(GROUPS)}")
     alike: dict[tuple[str, str], list[Runs]] = {}

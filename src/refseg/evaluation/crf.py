@@ -14,26 +14,21 @@ from refseg.transforms import Floats
 STEPS = 5
 NEAR = {"sxy": 3, "compat": 3}
 ALIKE = {"sxy": 20, "srgb": 3, "compat": 10}
-"""Neighbours within 3 pixels agree, and so do places within 20 pixels whose colours differ by 3 of 255. These are the
-values of CMSA, BRINet and others that share one code base. They refine on the network's square, and this code on the
-photograph's own pixels."""
+"""Neighbours within 3 pixels agree, and so do places within 20 pixels whose colours differ by 3 of 255: the values of
+CMSA, BRINet and others that build on one code base. They refine on the network's square; here it is the photograph's
+own pixels."""
 
 
 def need_crf() -> None:
-    """Raises RefsegError if pydensecrf2 is not installed."""
+    """Raises RefsegError if pydensecrf2 is not there."""
     try:
         import pydensecrf.densecrf  # noqa: F401
     except ImportError as fault:
         raise RefsegError("the dense CRF needs pydensecrf2; pip install 'refseg[crf]', with a C++ compiler") from fault
 
 
-<<<<<<< Updated upstream
 def refine(photo: Image.Image, probability: Floats) -> Floats:
     """Probabilities (H, W), 0..1, after five steps of mean field over the photograph, W×H; seconds on the CPU."""
-=======
-def refine(photo: Image.Image, probability: Tensor) -> Tensor:
-    """Probabilities (H, W) in 0..1 after five steps of mean field over the photograph, W×H. It takes seconds."""
->>>>>>> Stashed changes
     need_crf()
     from pydensecrf.densecrf import DenseCRF2D
     from pydensecrf.utils import unary_from_softmax

@@ -1,4 +1,4 @@
-"""A model and rows in, a report out: every answer scored on the pixels that a protocol names."""
+"""From a model and rows to a report. Every answer is scored on the pixels that a protocol names."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NAMED = 4
 """Parts of a photograph's path that a report keeps, as in photos-coco/val/images/1.jpg."""
 
 _CHUNK = 32
-"""Expressions answered at once; bounds the memory that full-size probabilities take."""
+"""Expressions answered at once. This limits the memory for probabilities at full size."""
 
 Numbered = tuple[int, Row]
 """A row and its position in the data."""
@@ -40,15 +40,15 @@ class Answer(typing.Protocol):
 
     @property
     def score(self) -> float | None:
-        """How sure the model is of the mask, 0..1; None where it does not say."""
+        """How sure the model is of the mask, 0..1. None if it does not say."""
 
     @property
     def found(self) -> bool | None:
-        """Whether the referent is there at all; None where the model does not say."""
+        """Whether the referent is there at all. None if the model does not say."""
 
 
 class Answering(typing.Protocol):
-    """What answers expressions about a photograph: a `Segmenter`, or a yardstick in its place."""
+    """What answers expressions about a photograph: a `Segmenter`, or a baseline in its place."""
 
     def encode(self, photo: Any, /) -> Any:
         """Raises RefsegError for a photograph that cannot be read."""
@@ -58,22 +58,22 @@ class Answering(typing.Protocol):
 
 
 class Scorable(Answering, typing.Protocol):
-    """What scoring needs of a `Segmenter`; another model may stand in for it."""
+    """What scoring needs of a `Segmenter`. Another model can take its place."""
 
     @property
     def image_size(self) -> int | None:
-        """Side of the square network input, in pixels; the protocol `shnet` needs it, the others do without."""
+        """Side of the square network input, in pixels. Only the protocol `shnet` needs it."""
 
     @property
     def threshold(self) -> float | None:
-        """The probability at which masks were decided; None where that is not known."""
+        """The probability above which a pixel belongs to the mask. None if that is not known."""
 
     @property
     def refine(self) -> Any:
-        """What changes probabilities before they are decided: then masks are scored under every protocol. Or None."""
+        """What changes probabilities before the threshold, or None. If there is one, every protocol scores masks."""
 
     def mask_logits(self, encoded: Any, expressions: list[str], /) -> Any:
-        """(E, 1, h, w) float32 over the network's square; None where there is nothing but masks."""
+        """(E, 1, h, w) float32 over the network's square. None if the model has only masks."""
 
 
 class Decided(NamedTuple):
@@ -85,7 +85,7 @@ class Decided(NamedTuple):
 
 
 Method = Callable[[list[Numbered]], Iterable[Decided]]
-"""Answers all rows of one photograph, in order; RefsegError skips the photograph."""
+"""Answers all rows of one photograph, in order. A RefsegError skips the photograph."""
 
 
 def evaluate(
@@ -103,14 +103,13 @@ def evaluate(
 ) -> Report:
     """Answers every row and scores the answers.
 
-    Under `native`, the masks are those that a user gets; the other protocols decide the network's mask logits
-    themselves. `model`, `data` and `seed` are notes for the report; `data` also names the set of rows without a split.
-    `max_photos` takes that many photographs, evenly spread over all of them. A photograph that cannot be
-    read, or is not as large as its rows say, is logged and skipped, and its expressions count as skipped.
-    `share` divides the photographs among the processes of torchrun; each gets the whole report.
-    `letterbox`: the network sees photographs letterboxed. Then of the protocols that decide mask logits only `cris`,
-    which undoes that, does so; the others score masks.
-    Raises RefsegError if there are no rows or not one photograph could be scored.
+    Under `native`, the masks are those that a user gets. The other protocols apply their own threshold to the network's
+    mask logits. `model`, `data` and `seed` are notes for the report; `data` also names the set of rows without a split.
+    `max_photos` limits the number of photographs, which are spread evenly over all. A photograph that cannot be read,
+    or has another size than its rows say, is logged and skipped, and so are its expressions. `share` divides the
+    photographs among the processes of torchrun; each process gets the whole report. `letterbox` says that the network
+    sees letterboxed photographs. Of the protocols that use mask logits, only `cris` undoes that; the others then score
+    masks. Raises RefsegError if there are no rows, or if no photograph could be scored.
     """
     image_size = segmenter.image_size
     if protocol.square == "half" and image_size is None:
@@ -139,7 +138,7 @@ def score(
     max_photos: int | None = None,
     share: bool = False,
 ) -> Report:
-    """Fills the report with the scores of what `answer` says about each photograph; see `evaluate`."""
+    """Fills the report with the scores of the answers that `answer` gives for each photograph. See `evaluate`."""
     photographs = _spread(list(_by_photograph(rows)), max_photos)
     report.fingerprint = _fingerprint(photographs)
     rank, processes = _processes() if share else (0, 1)
@@ -161,7 +160,7 @@ def score(
 
 
 def _by_photograph(rows: Iterable[Row]) -> Iterator[list[Numbered]]:
-    """As `table.by_photograph`, with each row's position in the data."""
+    """The rows grouped as by `table.by_photograph`, each with its position in the data."""
     numbered = sorted(enumerate(rows), key=lambda item: str(item[1].image))
     for _, group in groupby(numbered, key=lambda item: item[1].image):
         yield list(group)
@@ -174,12 +173,12 @@ def _spread(photographs: list[list[Numbered]], max_photos: int | None) -> list[l
         return photographs
     if max_photos < 1:
         raise RefsegError(f"{max_photos} photographs cannot be scored; give at least 1")
-    # The first ones would all come from one data set.
+    # The first photographs would all be of one data set.
     return [photographs[k * len(photographs) // max_photos] for k in range(max_photos)]
 
 
 def _fingerprint(photographs: list[list[Numbered]]) -> str:
-    """The same for the same rows in the same order, wherever the photographs lie."""
+    """A fingerprint of the rows and their order. It does not depend on where the photographs are."""
     digest = hashlib.sha256()
     for number, row in sorted((item for rows in photographs for item in rows), key=lambda item: item[0]):
         digest.update(json.dumps([number, row.image.name, row.expression, row.counts]).encode())
@@ -195,9 +194,9 @@ def _decide(
     image_size: int,
     letterbox: bool,
 ) -> Iterator[Decided]:
-    """The answers to some rows of one photograph, by their mask logits where there are any.
+    """The answers to some rows of one photograph, by their mask logits if there are any.
 
-    Raises RefsegError where the rows are about another photograph.
+    Raises RefsegError if the rows are about another photograph.
     """
     answers: Sequence[Answer] = []
     if logits is None or protocol.no_target:
@@ -208,7 +207,7 @@ def _decide(
         if logits is None:
             assert answer is not None
             mask = protocol.bring(answer.mask, image_size)
-        else:  # one at a time, because of the memory that photographs of full size take
+        else:  # one at a time, because probabilities at full size take much memory
             size = (row.height, row.width)
             mask = protocol.decide(logits[number : number + 1], size, image_size, letterbox=letterbox)[0]
         yield Decided(mask) if answer is None else Decided(mask, answer.score, answer.found)
@@ -238,7 +237,7 @@ def _scored(report: Report, number: int, row: Row, decided: Decided) -> Scored:
 
 
 def _processes() -> tuple[int, int]:
-    """This process's number and how many torchrun started. What they exchange is small: gloo does on any hardware."""
+    """The number of this process, and of all that torchrun started. They exchange little, so gloo is enough."""
     import torch.distributed as distributed
 
     if not distributed.is_initialized():
@@ -247,7 +246,7 @@ def _processes() -> tuple[int, int]:
 
 
 def _gather(report: Report) -> None:
-    """Gives every process what all have scored."""
+    """Gives every process the scores of all of them."""
     import torch.distributed as distributed
 
     parts: list[Any] = [None] * distributed.get_world_size()

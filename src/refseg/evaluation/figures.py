@@ -1,4 +1,4 @@
-"""The paper's figures at a column's width: answers side by side (4 to 6), and what attends to what in SFM (7)."""
+"""The paper's figures at the width of a column: answers side by side (4 to 6), and attention in SFM (7)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMN, PAGE = 3.3, 9.0
-"""Width of a paper's column and height of its page, in inches; a figure is as wide and at most as high."""
+"""Width of a paper's column and height of its page, in inches. A figure has this width, and at most this height."""
 SUFFIXES = (".png", ".svg")
 FONT, SMALL = 7.0, 6.0
-"""Sizes of sentences and titles, and of a matrix's words, in points; less than 6 cannot be read in print."""
+"""Sizes of sentences and titles, and of a matrix's words, in points. Less than 6 cannot be read in print."""
 
 Shares = npt.NDArray[np.floating[Any]]
 
@@ -40,11 +40,11 @@ _ANSWER, _TRUTH, _INK = "#e3175c", "#0072d6", "#1d2330"
 
 
 def compare(answers: Mapping[str, Sequence[Segmentation]], truths: Sequence[Mask] | None = None) -> Figure:
-    """Models side by side, a row for each sentence, which stands below it (figures 4 and 5).
+    """Models side by side, with a row for each sentence and the sentence below it (figures 4 and 5).
 
-    `answers`: each model's, under its name, about the same photographs and sentences in the same order. The first
-    column shows `truths`, the true masks (H, W) bool in that order, or the photographs where none are given. Raises
-    RefsegError where a mask has not its photograph's size, or the models or the sentences are too many for a page.
+    `answers` has each model's answers under its name, about the same photographs and sentences in the same order. The
+    first column shows `truths`, the true masks (H, W) bool in that order, or the photographs if there are none. Raises
+    RefsegError if a mask does not have its photograph's size, or if there are too many models or sentences for a page.
     """
     sheet = _Sheet(1 + len(answers))
     names = [_lines(name, sheet.width) for name in ("photograph" if truths is None else "true mask", *answers)]
@@ -69,9 +69,9 @@ def compare(answers: Mapping[str, Sequence[Segmentation]], truths: Sequence[Mask
 
 
 def anchor(answers: Sequence[Segmentation]) -> Figure:
-    """One photograph and what each sentence finds in it, the sentence below (figure 6).
+    """One photograph, and what each sentence finds in it, with the sentence below (figure 6).
 
-    Raises RefsegError where the sentences are too many for a page.
+    Raises RefsegError if there are too many sentences for a page.
     """
     photo = answers[0].photo
     sheet = _Sheet(_columns(1 + len(answers), 3 if photo.width >= photo.height else 4))
@@ -95,10 +95,10 @@ def anchor(answers: Sequence[Segmentation]) -> Figure:
 def attention(answer: Segmentation, words: Sequence[str], shares: Shares) -> Figure:
     """What attends to what in one layer of SFM (figure 7).
 
-    `words` and `shares` (hw+T, hw+T), h = w, are those of one level and layer of `Segmenter.attention`. Shown are the
-    answer; pixel–pixel, what each place receives from all places, their mean; word–word, in a row what a word takes
-    from each word; and word–pixel, what each word takes from each place. A map, and the matrix, runs from 0 to its own
-    highest share. Raises RefsegError where the words are too many for a page.
+    `words` and `shares` (hw+T, hw+T), h = w, are those of one level and layer of `Segmenter.attention`. The figure has
+    the answer and three panels. Pixel–pixel is the mean of what each place receives from all places. Word–word has a
+    row for each word, with what it takes from each word. Word–pixel is what each word takes from each place. Each map
+    and the matrix run from 0 to their own highest share. Raises RefsegError if there are too many words for a page.
     """
     hw = len(shares) - len(words)
     side = math.isqrt(hw)
@@ -121,7 +121,7 @@ def attention(answer: Segmentation, words: Sequence[str], shares: Shares) -> Fig
 
 
 def _place_whole(sheet: _Sheet, answer: Segmentation, names: Sequence[str], received: Shares, matrix: Shares) -> None:
-    """The answer, the pixels' map and the words' matrix beside each other; many words have their matrix below."""
+    """The answer, the pixels' map and the words' matrix in one row. With many words, the matrix is below."""
     height, margin = sheet.height(answer.photo), max(_measure(name, SMALL) for name in names) + 0.05
     edge, left = min(sheet.width - margin, 4 * _CELL * len(names)), 2 * (sheet.width + _GAP) + margin
     below = edge < _CELL * len(names)
@@ -147,14 +147,14 @@ def _place_whole(sheet: _Sheet, answer: Segmentation, names: Sequence[str], rece
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG of 600 dots an inch, or an SVG, by the suffix. Raises RefsegError where it cannot be written."""
+    """Writes a PNG of 600 dots per inch, or an SVG, by the suffix. Raises RefsegError if it cannot be written."""
     import matplotlib
 
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise RefsegError(f"{path} must end in .png or .svg")
-    # Photographs of 300 dots an inch are what print takes; in an SVG, text and outlines have none. Without a date, the
-    # same figure is the same file.
+    # Print needs photographs of 300 dots per inch; text and outlines of an SVG have no dots. Without a date, the same
+    # figure is the same file.
     options: dict[str, Any] = {"dpi": 300, "metadata": {"Date": None}} if suffix == ".svg" else {"dpi": _DPI}
     try:
         with matplotlib.rc_context({"svg.hashsalt": "refseg"}), _any_script():
@@ -167,7 +167,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 class _Sheet:
-    """A column filled from top to bottom with rows of equally wide panels; lengths are inches."""
+    """A column that is filled from top to bottom with rows of equally wide panels. Lengths are inches."""
 
     def __init__(self, columns: int) -> None:
         self.columns = columns
@@ -186,7 +186,7 @@ class _Sheet:
         return self.width * photo.height / photo.width
 
     def panel(self, column: int, photo: Image.Image) -> Axes:
-        """Axes for the photograph in the row that is being filled; `skip` ends the row."""
+        """Axes for the photograph in the row that is being filled. `skip` ends the row."""
         return self.axes(column * (self.width + _GAP), self.width, self.height(photo))
 
     def axes(self, left: float, width: float, height: float) -> Axes:
@@ -203,7 +203,7 @@ class _Sheet:
         self.top += count * FONT * _LEADING / 72 + _PAD
 
     def finish(self) -> Figure:
-        """The figure, cut where it is filled to. Raises RefsegError where that is more than a page."""
+        """The figure, cut below its last row. Raises RefsegError if it is higher than a page."""
         if self.top > PAGE:
             raise RefsegError(
                 f"the figure would be {self.top:.0f} inches high and a page has {PAGE:.0f}; "
@@ -217,15 +217,15 @@ class _Sheet:
 
 
 def _columns(count: int, most: int) -> int:
-    """How many of `count` panels stand beside each other, so that rows are equally full."""
+    """How many of `count` panels are in a row, so that all rows are equally full."""
     return math.ceil(count / math.ceil(count / most))
 
 
-# ---------------------------------------------------------------- what stands in a panel
+# ---------------------------------------------------------------- the content of a panel
 
 
 def _show_photo(axes: Axes, photo: Image.Image, faded: bool = False) -> None:
-    """The photograph no finer than it is printed, in axes that count its own pixels; `faded` to a light grey."""
+    """Draws the photograph no finer than print, in axes of its own pixels. `faded` makes it light grey."""
     small = photo.copy()
     small.thumbnail((round(axes.get_position().width * COLUMN * _DPI), photo.height), Image.Resampling.LANCZOS)
     if faded:
@@ -234,7 +234,7 @@ def _show_photo(axes: Axes, photo: Image.Image, faded: bool = False) -> None:
 
 
 def _show_answer(axes: Axes, answer: Segmentation, colour: str = _ANSWER) -> None:
-    """The photograph, its mask tinted and outlined in colour on white, which is seen on any photograph."""
+    """Draws the photograph with its mask tinted. The outline is in colour on white, visible on any photograph."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path as Outline
 
@@ -252,7 +252,7 @@ def _show_answer(axes: Axes, answer: Segmentation, colour: str = _ANSWER) -> Non
 
 
 def _show_heat(axes: Axes, photo: Image.Image, shares: Shares) -> None:
-    """A map (h, w) over the faded photograph, which remains where nothing is attended to."""
+    """Draws a map (h, w) over the faded photograph, which shows wherever nothing is attended to."""
     from matplotlib import colormaps
 
     _show_photo(axes, photo, faded=True)
@@ -271,17 +271,17 @@ def _show_matrix(axes: Axes, words: Sequence[str], shares: Shares) -> None:
 
 
 def _title(axes: Axes, lines: Sequence[str], x: float = 0.5) -> None:
-    """Lines above the axes; `x` their centre as a share of its width."""
+    """Writes lines above the axes. `x` is their centre, as a share of the width."""
     _write(axes, lines, x, 1.0, FONT * (0.6 + _LEADING * (len(lines) - 1)))
 
 
 def _label(axes: Axes, lines: Sequence[str], x: float = 0.5) -> None:
-    """Lines below the axes; `x` as for a title."""
+    """Writes lines below the axes. `x` is as for a title."""
     _write(axes, lines, x, 0.0, -FONT * _LEADING)
 
 
 def _write(axes: Axes, lines: Sequence[str], x: float, y: float, above: float) -> None:
-    """Lines from (x, y), shares of the axes; the first stands `above` it by so many points, on its baseline."""
+    """Writes lines from (x, y), in shares of the axes. The first line's baseline is `above` it by so many points."""
     for number, line in enumerate(lines):
         axes.annotate(
             line,
@@ -300,7 +300,7 @@ def _write(axes: Axes, lines: Sequence[str], x: float, y: float, above: float) -
 
 
 def _lines(text: str, width: float) -> list[str]:
-    """The text in lines that are no wider than `width` inches, as few as that takes."""
+    """The text in as few lines as possible, none wider than `width` inches."""
     whole = _measure(text, FONT)
     for characters in range(min(len(text), int(2 * len(text) * width / whole) + 1), 1, -1):
         lines = textwrap.wrap(text, characters)
@@ -310,7 +310,7 @@ def _lines(text: str, width: float) -> list[str]:
 
 
 def _measure(text: str, size: float) -> float:
-    """Its width in inches."""
+    """The width of the text, in inches."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
@@ -320,7 +320,7 @@ def _measure(text: str, size: float) -> float:
 
 @contextmanager
 def _any_script() -> Iterator[None]:
-    """A sign that the font lacks is drawn as a box; matplotlib's warning about it names lines of its own code."""
+    """Silences matplotlib's warning, which names its own code. A sign that the font lacks is drawn as a box."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph ")
         yield

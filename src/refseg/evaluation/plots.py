@@ -1,4 +1,4 @@
-"""What figures are drawn with: matplotlib, where it is installed, and the plots of scores."""
+"""Drawing with matplotlib, if it is installed, and the plots of scores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _STRONG, _SOFT, INK, _FAINT = "#2458b8", "#e8833a", "#1d2330", "#c9ced8"
 
 
 def need_matplotlib() -> None:
-    """Raises RefsegError where the plots cannot be drawn."""
+    """Raises RefsegError if plots cannot be drawn."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as fault:
@@ -32,13 +32,13 @@ def new_figure(**settings: Any) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(facecolor="white", **settings)  # not pyplot: it keeps state and wants a screen
+    figure = Figure(facecolor="white", **settings)  # not pyplot: it keeps state and needs a screen
     FigureCanvasAgg(figure)
     return figure
 
 
 def plot_reliability(scores: Sequence[float], ious: Sequence[float], path: Path) -> None:
-    """How the score (0..1) compares with the IoU that was reached, as PNG or SVG."""
+    """Draws how the score (0..1) compares with the IoU that was reached, as PNG or SVG."""
     figure, ((axes,),) = subplots(1, 1, (5.2, 4.8))
     draw_reliability(axes, scores, ious)
     figure.savefig(path, dpi=130)
@@ -56,7 +56,7 @@ def subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, n
 
 
 def draw_bars(axes: Any, members: dict[str, Scores], title: str) -> None:
-    """Overall and mean IoU of each member, in its order from top to bottom."""
+    """Draws overall and mean IoU of each member, in their order from top to bottom."""
     names = [f"{name}  ({scores.count})" for name, scores in members.items()]
     place = np.arange(len(names))
     series = [("overall IoU", [100 * s.overall_iou for s in members.values()], -0.2, _STRONG)]
@@ -67,7 +67,7 @@ def draw_bars(axes: Any, members: dict[str, Scores], title: str) -> None:
         bars = axes.barh(place + shift, values, 0.38, label=label, color=colour)
         axes.bar_label(bars, [f"{value:.0f}" for value in values], padding=3, fontsize=8.5, color=INK)
     axes.set_yticks(place, names)
-    axes.set_ylim(max(len(names), 5) - 0.4, -0.6)  # few bars are not made thicker than many
+    axes.set_ylim(max(len(names), 5) - 0.4, -0.6)  # a few bars are no thicker than many
     axes.set_xlim(0, 105)
     axes.set_xlabel("%", color=INK)
     axes.grid(axis="x", color=_FAINT, linewidth=0.6)
@@ -99,7 +99,7 @@ def draw_precision(axes: Any, groups: dict[str, dict[str, Scores]]) -> None:
 
 
 def draw_reliability(axes: Any, scores: Sequence[float], ious: Sequence[float]) -> None:
-    """Dots where scores and IoUs meet; on the diagonal, a score means what it says."""
+    """Draws a dot for each bin of scores and its IoU. On the diagonal, a score is the IoU to expect."""
     bins = reliability(scores, ious)
     expected, reached, shares = (np.array(column) for column in zip(*bins, strict=True))
     axes.plot([0, 1], [0, 1], "--", color=_FAINT, lw=1.2)

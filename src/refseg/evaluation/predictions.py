@@ -1,4 +1,4 @@
-"""Predictions of any other model, one JSON line each, scored as the own ones are; docs/protocols.md has the format."""
+"""Scores any model's predictions, one JSON line each, as our own models are; docs/protocols.md has the format."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def score_predictions(
 
     A line is an object with `rle`, the mask as COCO run lengths at the photograph's H×W (or at the protocol's square),
     and with either `row`, the row's position in the data from 0, or `image` (file name or id) and `expression`.
-    `photo` may stand for `image`, so that the lines of `refseg segment --json` can be scored. Optional: `score` 0..1,
-    and `found`, false where the model says that there is no referent.
+    `photo` may replace `image`, so that the lines of `refseg segment --json` can be scored. A line may also have
+    `score`, 0..1, and `found`, which is false if the model says that there is no referent.
 
-    A row without a usable prediction counts as answered by an empty mask, and is listed among the report's problems:
-    left out, it would improve the score. `image_size` is the model's input, which the protocol `shnet` needs.
-    Raises RefsegError if the file cannot be read or holds no prediction for any row.
+    A row without a usable prediction counts as answered by an empty mask and is listed among the report's problems.
+    Leaving it out would raise the score. `image_size` is the side of the model's input, which the protocol `shnet`
+    needs. Raises RefsegError if the file cannot be read, or has no prediction for any row.
     """
     if protocol.square == "half" and image_size is None:
         raise RefsegError(f"the protocol {protocol.name} scores at half the network's input; give --resolution, as 320")
@@ -71,7 +71,7 @@ def score_predictions(
 def _read(
     path: Path, rows: Sequence[Row], protocol: Protocol, image_size: int, problems: list[str]
 ) -> dict[int, dict[str, Any]]:
-    """The prediction of each row that has one; what is wrong with a line is appended to `problems`."""
+    """The prediction of each row that has one. Faults of lines are appended to `problems`."""
     named = _names(rows)
     answers: dict[int, dict[str, Any]] = {}
     try:
@@ -135,7 +135,7 @@ def _rows_of(record: dict[str, Any], rows: Sequence[Row], named: Names) -> list[
 
 
 def _checked(record: dict[str, Any], row: Row, protocol: Protocol, image_size: int) -> dict[str, Any]:
-    """What is scored of a prediction: rle, compressed, score and found. Raises RefsegError where it cannot be."""
+    """What is scored of a prediction: compressed rle, score and found. Raises RefsegError if it is unusable."""
     rle = record.get("rle")
     photograph = (row.height, row.width)
     sizes = sorted({photograph, protocol.size(photograph, image_size)})

@@ -32,7 +32,7 @@ class Protocol:
     scored_at: str
     """The pixels on which prediction and target are compared, in words."""
     threshold: float
-    """A pixel belongs to the prediction where its probability is greater than this."""
+    """A pixel belongs to the prediction if its probability is greater than this."""
     precise_at_equality: bool
     """Whether an IoU of exactly X counts for precision@X."""
     both_empty: float | None

@@ -1,4 +1,4 @@
-"""A report: the scores of one model on one data set, with all that is needed to repeat and to compare them."""
+"""A report: the scores of one model on one data set, with everything needed to repeat and compare them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from refseg.evaluation.scores import Scores
 
 WITH_SIBLING, WITHOUT_SIBLING = "with a sibling", "without"
 SIZES = {0.01: "below 1%", 0.05: "1% to 5%", 0.2: "5% to 20%", math.inf: "20% and more"}
-"""Upper bounds of the referent's share of the photograph; fixed, so that reports compare."""
+"""Upper bounds of the referent's share of the photograph. They are fixed, so that reports can be compared."""
 
 
 class Scored(NamedTuple):
-    """What a report keeps of one answer."""
+    """What a report keeps about one answer."""
 
     row: int
     """Position of the row in the data."""
@@ -33,7 +33,7 @@ class Scored(NamedTuple):
     sibling: bool
 
     def members(self) -> dict[str, str]:
-        """The member of each group that the answer belongs to, "" where it belongs to none.
+        """The member of each group that the answer belongs to, or "" if it belongs to none.
 
         Only a referent has a size and siblings.
         """
@@ -64,40 +64,40 @@ GROUPS = ("all", "set", "kind", "siblings", "size")
 
 @dataclass
 class Report:
-    """The scores of one model on one data set, with all that is needed to repeat and to compare them."""
+    """The scores of one model on one data set, with everything needed to repeat and compare them."""
 
     model: str
     data: str
     protocol: Protocol
     image_size: int | None
-    """Side of the square network input; None where the segmenter does not say."""
+    """Side of the square network input, in pixels. None if the segmenter does not say."""
     threshold: float | None
-    """The probability at which was decided; None where the segmenter does not say."""
+    """The probability above which a pixel belongs to the mask. None if the segmenter does not say."""
     version: str
     """The version of refseg."""
     seed: int = 0
-    """The seed with which expressions were generated, where the data has none of its own."""
+    """The seed of the generated expressions."""
     fingerprint: str = ""
-    """Tells whether two reports are about the same rows."""
+    """A fingerprint of the rows. Two reports with the same one are about the same rows."""
     skipped: int = 0
-    """Expressions not scored because of their photograph."""
+    """How many expressions were not scored because of their photograph."""
     problems: list[str] = field(default_factory=list)
     """One sentence per skipped photograph or unusable answer."""
     answers: list[Scored] = field(default_factory=list)
 
     @property
     def photographs(self) -> int:
-        """Photographs scored."""
+        """The number of photographs that were scored."""
         return len({answer.photograph for answer in self.answers})
 
     @property
     def overall(self) -> Scores:
-        """The scores of all expressions together; without any, its numbers are NaN."""
+        """The scores of all expressions together. Without any expression they are NaN."""
         return Scores(self.protocol, [answer.pixels for answer in self.answers])
 
     @property
     def scores(self) -> dict[str, dict[str, Scores]]:
-        """Per group of GROUPS, and per member of it in order."""
+        """The scores of each group of GROUPS and of each of its members, in order."""
         found: dict[str, dict[str, Scores]] = {}
         for answer in self.answers:
             for group, member in answer.members().items():
@@ -116,7 +116,7 @@ class Report:
         return sorted({answer.set for answer in self.answers if answer.set})
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; shares in 0..1, None where a number is undefined. `from_dict` reads it back."""
+        """The report as plain values for JSON: shares in 0..1, and None for undefined numbers. `from_dict` reads it."""
         return {
             "model": self.model,
             "data": self.data,
@@ -139,7 +139,7 @@ class Report:
         }
 
     def to_json(self) -> str:
-        """`to_dict` as JSON; the answers, of interest to programs alone, in one line each column."""
+        """`to_dict` as JSON. Each column of the answers, which only programs read, is one line."""
         record = self.to_dict()
         columns = record.pop("answers")
         lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(column)}" for name, column in columns.items())
@@ -182,7 +182,7 @@ class Report:
         return columns
 
     def to_text(self) -> str:
-        """A table for people, in percent; its first lines say what was measured and how."""
+        """A table for people, in percent. Its first lines say what was measured and how."""
         lines = [
             f"model {self.model or 'unnamed'} · data {self.data or 'unnamed'} · refseg {self.version}",
             f"protocol {self.protocol.name}: masks scored at {self.protocol.scored_at}, {self._decision()}"
@@ -250,5 +250,5 @@ def _cells(scores: Scores) -> list[str]:
 
 
 def percent(share: float) -> str:
-    """One decimal; a dash where the number is undefined."""
+    """The number with one decimal, or a dash if it is undefined."""
     return "–" if math.isnan(share) else f"{100 * share:.1f}"

@@ -14,7 +14,7 @@ from refseg.masks import Mask
 
 PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
 BINS = 10
-"""Bins of the score, of equal width, in which it is compared with the IoU."""
+"""The number of bins, of equal width, in which the score is compared with the IoU."""
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Scores:
 
     @property
     def sums(self) -> tuple[int, int]:
-        """The intersections and the unions of all expressions, each summed, in pixels."""
+        """The sum of all intersections and the sum of all unions, in pixels."""
         pairs = [self.pair(pixels) for pixels in self._counted]
         return sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
 
@@ -108,7 +108,7 @@ class Scores:
         intersection, union = self.pair(pixels)
         if union:
             return intersection / (union + self.protocol.smoothing)
-        if self.protocol.no_target:  # the square has no pixel left of a referent that was not found
+        if self.protocol.no_target:  # the referent was not found, and the square has no pixel of it left
             return 0.0
         return math.nan if self.protocol.both_empty is None else self.protocol.both_empty
 

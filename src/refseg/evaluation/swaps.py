@@ -1,4 +1,4 @@
-"""An exact probe: a sentence with left and right exchanged means something else, and the mask must move there."""
+"""An exact test: if left and right are exchanged in a sentence, the mask must move to the other thing."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from refseg.masks import iou
 
 @dataclass(frozen=True)
 class Consistency:
-    """How a model answered pairs of sentences that differ in left and right alone."""
+    """How a model answered pairs of sentences that differ only in left and right."""
 
     pairs: int
     photographs: int
     consistent: int
-    """Pairs in which each answer overlaps its own referent more (by IoU) than the other's."""
+    """The number of pairs in which each answer has a higher IoU with its own referent than with the other's."""
     exact: int
-    """Pairs in which each answer has an IoU of 0.5 or more with its own referent."""
+    """The number of pairs in which each answer has an IoU of 0.5 or more with its own referent."""
     unmoved: int
-    """Pairs whose two answers have an IoU of 0.5 or more with each other, or are both empty."""
+    """The number of pairs whose two answers have an IoU of 0.5 or more with each other, or are both empty."""
 
     @property
     def rate(self) -> float:
-        """Share of the pairs that are consistent, 0..1; an answer that ignores the side scores 0."""
+        """The share of pairs that are consistent, 0..1. A model that ignores the side gets 0."""
         return self.consistent / self.pairs
 
     def to_text(self) -> str:
@@ -44,8 +44,8 @@ class Consistency:
 def swapped_pairs(rows: Iterable[Row]) -> list[tuple[Row, Row]]:
     """Pairs of rows about one photograph whose sentences are each other's mirror and mean different segments.
 
-    Both sentences come from the generator, so both are true of their referent and of nothing else. Rows should hold
-    all that can be said of a photograph: `load_rows(spec, per_photo=ALL)`.
+    Both sentences come from the generator, so each is true of its referent and of nothing else. Rows should contain
+    everything that can be said about a photograph: `load_rows(spec, per_photo=ALL)`.
     """
     pairs = []
     for photo_rows in by_photograph(rows):
@@ -62,7 +62,7 @@ ALL = 100_000
 
 
 def consistency(segmenter: Answering, rows: Iterable[Row], progress: bool = True) -> Consistency:
-    """Asks both sentences of each of the `swapped_pairs`. Raises RefsegError if the rows have none."""
+    """Asks both sentences of each of the `swapped_pairs`. Raises RefsegError if there are none."""
     pairs = swapped_pairs(rows)
     if not pairs:
         raise RefsegError("no two sentences of the data differ in left and right alone; try --data scenes:100")
