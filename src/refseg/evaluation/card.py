@@ -64,7 +64,8 @@ def plot_card(report: Report, path: Path) -> None:
 def contact_sheet(report: Report, segmenter: Segmenter, rows: Sequence[Row], each: int = _COLUMNS) -> Image.Image:
     """The best, the middle and the worst answers as an RGB image, `each` of them, all of different photographs.
 
-    A tile shows what was meant and what was answered, side by side. Of equally bad answers, the most confident come first.
+    A tile shows what was meant and what was answered, side by side. Of equal answers, the most confident come first
+    among the worst.
     """
     sections = [(title, chosen) for title, chosen in _choose(report, each) if chosen]
     tiles = [[_tile(report, segmenter, rows[a.row], a) for a in chosen] for _, chosen in sections]
