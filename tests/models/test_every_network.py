@@ -24,6 +24,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         name: TINY[name] for name in ("fusion_layers", "fusion_heads", "fusion_ffn", "aspp_rates", "decoder_widths")
     },
     "rrn": {"text_width": 12},
+    "cmpc": {"fused_width": 12, "mutan_heads": 2},
 }
 """What each network needs beside SHARED to be small."""
 COUNTS = {"rrn": 29_372_501}

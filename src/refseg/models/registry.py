@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 NETWORKS = {
     "shnet": "refseg.models.shnet:SHNet",
     "rrn": "refseg.models.rrn:RRN",
+    "cmpc": "refseg.models.cmpc:CMPC",
 }
 """Where each network is: its module and its class."""
 
