@@ -25,6 +25,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "rrn": {"text_width": 12},
     "cmpc": {"fused_width": 12, "mutan_heads": 2},
+    "lscm": {"fused_width": 12, "mutan_heads": 2},
 }
 """What each network needs beside SHARED to be small."""
 COUNTS = {"rrn": 29_372_501}

@@ -15,6 +15,7 @@ NETWORKS = {
     "shnet": "refseg.models.shnet:SHNet",
     "rrn": "refseg.models.rrn:RRN",
     "cmpc": "refseg.models.cmpc:CMPC",
+    "lscm": "refseg.models.lscm:LSCM",
 }
 """Where each network is: its module and its class."""
 
