@@ -16,6 +16,7 @@ NETWORKS = {
     "rrn": "refseg.models.rrn:RRN",
     "cmpc": "refseg.models.cmpc:CMPC",
     "lscm": "refseg.models.lscm:LSCM",
+    "brinet": "refseg.models.brinet:BRINet",
 }
 """Where each network is: its module and its class."""
 
