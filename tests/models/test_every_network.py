@@ -27,6 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cmpc": {"fused_width": 12, "mutan_heads": 2},
     "lscm": {"fused_width": 12, "mutan_heads": 2},
     "brinet": {"relation_width": 8, "aspp_width": 8, "max_words": 8},
+    "busnet": {"reach": 2},
 }
 """What each network needs beside SHARED to be small."""
 COUNTS = {"rrn": 29_372_501}

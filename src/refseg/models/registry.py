@@ -17,6 +17,7 @@ NETWORKS = {
     "cmpc": "refseg.models.cmpc:CMPC",
     "lscm": "refseg.models.lscm:LSCM",
     "brinet": "refseg.models.brinet:BRINet",
+    "busnet": "refseg.models.busnet:BUSNet",
 }
 """Where each network is: its module and its class."""
 
