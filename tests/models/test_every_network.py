@@ -24,9 +24,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         name: TINY[name] for name in ("fusion_layers", "fusion_heads", "fusion_ffn", "aspp_rates", "decoder_widths")
     },
     "rrn": {"text_width": 12},
-    "cmpc": {"fused_width": 12, "mutan_heads": 2},
-    "lscm": {"fused_width": 12, "mutan_heads": 2},
+    "step": {"text_width": 12, "seen_width": 10, "common_width": 8, "folds": 3},
     "brinet": {"relation_width": 8, "aspp_width": 8, "max_words": 8},
+    "lscm": {"fused_width": 12, "mutan_heads": 2},
+    "cmpc": {"fused_width": 12, "mutan_heads": 2},
     "busnet": {"reach": 2},
 }
 """What each network needs beside SHARED to be small."""

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 NETWORKS = {
     "shnet": "refseg.models.shnet:SHNet",
     "rrn": "refseg.models.rrn:RRN",
-    "cmpc": "refseg.models.cmpc:CMPC",
-    "lscm": "refseg.models.lscm:LSCM",
+    "step": "refseg.models.step:STEP",
     "brinet": "refseg.models.brinet:BRINet",
+    "lscm": "refseg.models.lscm:LSCM",
+    "cmpc": "refseg.models.cmpc:CMPC",
     "busnet": "refseg.models.busnet:BUSNet",
 }
 """Where each network is: its module and its class."""
