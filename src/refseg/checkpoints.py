@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ from refseg.models.registry import NETWORKS
 from refseg.words import FILE as TOKENIZER
 from refseg.words import WordTokenizer
 
+logger = logging.getLogger(__name__)
+
 PUBLISHED = {"clipseg": "CIDAS/clipseg-rd64-refined", "sam3": "facebook/sam3"}
 """Names of other models, and where they are on the hub."""
 OTHER_TYPES = ("clipseg", "sam3", "sam3_video")
@@ -35,6 +38,9 @@ _GRAPHS_MADE = 1
 """Counts the ways in which graphs were written: those of another way are written anew."""
 
 _SHIPPED = Path(__file__).parent / "weights"
+VARIANTS = {"street": _SHIPPED / "street"}
+"""Further models inside the package, by name."""
+_TERMS = {"street": "the variant street learnt from photographs that are for research only; see its MODEL_CARD section"}
 _FETCHED = (
     *(CONFIG, WEIGHTS, TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"),
     *("preprocessor_config.json", "processor_config.json", *GRAPHS),
@@ -177,7 +183,7 @@ class Checkpoint:
 
 
 def find_checkpoint(model: str | PathLike[str] | None) -> Checkpoint:
-    """The shipped model (None or "shipped"), or that of a folder, of a name of PUBLISHED, or of a hub id.
+    """The shipped model (None or "shipped"), or that of a folder, of a name of VARIANTS or PUBLISHED, or of a hub id.
 
     What is in the hub's local cache is used without the network; HF_HUB_OFFLINE=1 keeps it from being asked at all.
     Raises RefsegError where there is none, it is incomplete, its weights are a pickle, or its type is unknown.
@@ -237,13 +243,16 @@ def _find_folder(model: str | PathLike[str]) -> Path:
     folder = Path(model)
     if folder.is_dir():
         return folder
+    if str(model) in VARIANTS:
+        logger.warning(_TERMS[str(model)])
+        return VARIANTS[str(model)]
     if folder.exists():
         raise RefsegError(f"{folder} is a file; give the folder of the checkpoint")
     name = PUBLISHED.get(str(model), model)
     if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         raise RefsegError(
             f"there is no model folder {str(model)!r}; give a checkpoint's folder, a hub id 'org/name', "
-            f"{' or '.join(PUBLISHED)}"
+            f"{' or '.join((*VARIANTS, *PUBLISHED))}"
         )
     try:
         from huggingface_hub import constants, snapshot_download
