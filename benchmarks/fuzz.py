@@ -209,7 +209,7 @@ def run(name: str, inputs: int, start: int) -> dict[str, Any]:
         suppress_health_check=list(HealthCheck),
     )
     @given(strategy)
-    def one(drawn: Any) -> None:
+    def examine(drawn: Any) -> None:
         nonlocal slowest
         began = time.process_time()
         try:
@@ -221,7 +221,7 @@ def run(name: str, inputs: int, start: int) -> dict[str, Any]:
         slowest = max(slowest, time.process_time() - began)
 
     began = time.process_time()
-    one()
+    examine()
     seconds = time.process_time() - began
     return {
         "target": name,

@@ -94,12 +94,12 @@ def check_whole(output: Path) -> int:
     return len(checkpoints)
 
 
-def differences(one: Path, other: Path) -> list[str]:
+def differences(first: Path, second: Path) -> list[str]:
     """What two finished runs do not have in common."""
     last = f"checkpoint-{STEPS}"
     names = ["model.safetensors", *(f"{last}/{name}" for name in COMPARED)]
-    differing = [name for name in names if (one / name).read_bytes() != (other / name).read_bytes()]
-    return differing + ["losses"] * (losses(one / last) != losses(other / last))
+    differing = [name for name in names if (first / name).read_bytes() != (second / name).read_bytes()]
+    return differing + ["losses"] * (losses(first / last) != losses(second / last))
 
 
 def losses(checkpoint: Path) -> list[tuple[Any, ...]]:

@@ -94,9 +94,9 @@ def tiny_model(folder: Path) -> str:
 
 def expectations(model: str, rng: np.random.Generator) -> list[Expected]:
     """Computed one by one, without a batch."""
-    from refseg.cli.segmenting import load_model
+    from refseg.segmenter import load
 
-    segmenter = load_model(model, "cpu")
+    segmenter = load(model, device="cpu")
     found = []
     for _ in range(PHOTOGRAPHS):
         content = io.BytesIO()
@@ -160,14 +160,14 @@ async def bad(client: httpx.AsyncClient, rng: random.Random, tally: Tally) -> st
 async def hang_up(port: int) -> str:
     """A client that leaves in the middle of its request."""
     _, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 999\r\n\r\n{"
-    writer.write(head)
+    writer.write(b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\n")
+    writer.write(b"Content-Type: application/json\r\nContent-Length: 999\r\n\r\n{")
     await writer.drain()
     writer.close()
     return "gone"
 
 
-async def one_client(
+async def take_requests(
     address: str, known: list[Expected], seed: int, work: Iterator[int], tally: Tally, stop: float
 ) -> None:
     """Takes one request after the other from the work that all clients share."""
@@ -207,7 +207,7 @@ async def run(address: str, known: list[Expected], options: argparse.Namespace) 
     server = psutil.Process(psutil.Process(model).ppid())
     watching = asyncio.create_task(watch([server, psutil.Process(model)], tally))
     stop = time.monotonic() + options.minutes * 60
-    await asyncio.gather(*(one_client(address, known, n, work, tally, stop) for n in range(options.clients)))
+    await asyncio.gather(*(take_requests(address, known, n, work, tally, stop) for n in range(options.clients)))
     watching.cancel()
     await asyncio.sleep(6)  # idle connections are closed after five seconds
     processes = [server, psutil.Process(model)]
@@ -261,8 +261,8 @@ def main() -> int:
         model = tiny_model(Path(folder)) if options.model == "tiny" else options.model
         known = expectations(model, np.random.default_rng(0))
         command = [sys.executable, "-m", "refseg", "serve", "--model", model, "--port", "0", "--device", "cpu"]
-        command += ["--cache-photos", str(KEPT)]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        environment = {**os.environ, "REFSEG_CACHED_PHOTOS": str(KEPT)}
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         try:
             address = server.stdout.readline().strip() if server.stdout else ""
             while httpx.get(f"{address}/readyz").status_code != 200:

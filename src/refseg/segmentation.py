@@ -13,7 +13,7 @@ from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,17 +22,16 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from refseg.errors import RefsegError
 from refseg.masks import Mask, encode_mask, polygons
 
-if TYPE_CHECKING:
-    from supervision import Detections
-
 Colour = tuple[int, int, int]
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 _PAPER, _INK, _FAINT = (22, 24, 29), (244, 245, 247), (150, 156, 168)
 _FILL = 0.38
 """Opacity of the tint."""
-_LEGIBLE = 640
-"""Captioned photographs whose longer side is below this many pixels are enlarged to it."""
+_LEGIBLE, _LARGEST = 640, 8192
+"""Captioned photographs are enlarged or reduced so that their longer side has between so many pixels."""
+_TEXT = (16, 64)
+"""The least and the greatest size of the legend's text, in pixels."""
 _LINES = 3
 """Lines of the legend that one expression may fill."""
 _LEVELS = np.arange(256, dtype=np.float64)
@@ -96,12 +95,6 @@ class Segmentation:
             "truncated": self.truncated,
         }
 
-    def to_supervision(self) -> Detections:
-        """A `supervision.Detections` of one, or of none if the mask is empty; see `refseg.annotation.adapters`."""
-        from refseg.annotation.adapters import to_supervision
-
-        return to_supervision([self])
-
     def overlay(self, *, caption: bool = True) -> Image.Image:
         """The photograph with the mask tinted and outlined; see the function `overlay`."""
         return overlay(self.photo, [self], caption=caption)
@@ -134,14 +127,14 @@ class Segmentation:
 def overlay(photo: Image.Image, segmentations: Sequence[Segmentation], *, caption: bool = True) -> Image.Image:
     """The photograph with each mask tinted and outlined in its own colour, RGB.
 
-    With `caption`, a legend of colours, expressions and scores stands below the photograph; to keep it
-    readable a small photograph is enlarged and a narrow one gets margins. Without, the picture has the
-    photograph's size.
+    With `caption`, a legend of colours, expressions and scores stands below the photograph. To keep it readable,
+    a photograph is enlarged to 640 pixels on its longer side, or reduced to 8192, and a narrow one gets margins.
+    Without, the picture has the photograph's size.
     """
     longer = max(photo.size)
-    scale = max(1.0, _LEGIBLE / longer) if caption else 1.0
+    scale = min(max(longer, _LEGIBLE), _LARGEST) / longer if caption else 1.0
     size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
-    picture = photo.resize(size, Image.Resampling.LANCZOS) if scale > 1 else photo.copy()
+    picture = photo.copy() if scale == 1 else photo.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
     line = min(max(2.0, max(size) / 400), 18.0)
     for number, segmentation in enumerate(segmentations):
         _draw_mask(picture, segmentation.mask, _colour(number), line)
@@ -158,9 +151,10 @@ def _draw_mask(picture: Image.Image, mask: Mask, colour: Colour, line: float) ->
     """Tints and outlines in place; the outline hugs the mask from outside, so that specks are seen too."""
     shape = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
     if picture.size != shape.size:
-        scale = picture.width / shape.width
-        shape = shape.resize(picture.size, Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(scale / 2))
-        shape = shape.point(_lut((_LEVELS - 127.5) * scale / 64 + 0.5))
+        scale = max(picture.size) / max(shape.size)
+        shape = shape.resize(picture.size, Image.Resampling.BICUBIC, reducing_gap=3.0)
+        if scale > 1:  # smooth what were the steps of single pixels
+            shape = shape.filter(ImageFilter.GaussianBlur(scale / 2)).point(_lut((_LEVELS - 127.5) * scale / 64 + 0.5))
     bounds = shape.getbbox()
     if bounds is None:
         return
@@ -184,7 +178,7 @@ def _lut(coverage: npt.NDArray[np.float64]) -> list[int]:
 
 def _with_legend(picture: Image.Image, segmentations: Sequence[Segmentation]) -> Image.Image:
     width = max(picture.width, _LEGIBLE // 2)
-    unit = max(16, round(sum(picture.size) / 84))  # the text's size; gaps are in proportion
+    unit = min(max(round(math.sqrt(picture.width * picture.height) / 42), _TEXT[0]), _TEXT[1])  # gaps are in proportion
     font = ImageFont.load_default(unit)
     texts = ["not found" if not s.box else f"{s.score:.2f}{'?' if s.found is False else ''}" for s in segmentations]
     score_width = max((font.getlength(text) for text in texts), default=0)

@@ -47,8 +47,7 @@ class TestSupervision:
         assert detections.class_id.tolist() == [0, 2, 0]
 
     def test_of_one_and_of_none(self, results):
-        assert results[0].to_supervision() == to_supervision(results[:1])
-        assert len(results[1].to_supervision()) == 0 and len(to_supervision([])) == 0
+        assert len(to_supervision(results[1:2])) == 0 and len(to_supervision([])) == 0
 
     def test_its_own_tools_take_them(self, results):
         detections = to_supervision(results)
@@ -68,7 +67,7 @@ class TestSupervision:
 def test_supervision_that_is_missing_has_a_cure(results, monkeypatch):
     monkeypatch.setitem(sys.modules, "supervision", None)
     with pytest.raises(RefsegError, match=r"refseg\[supervision\]"):
-        results[0].to_supervision()
+        to_supervision(results[:1])
 
 
 class TestFiftyOne:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import subprocess
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from local_server import photo
+from PIL import Image
 
 from refseg.segmenter import load
 from refseg.serve import Limits, worker
@@ -114,3 +119,52 @@ def test_masks_do_not_pile_up(ask, monkeypatch, form):
     for pixels, batches in ((1, [1] * 9), (2 * 40 * 48, [2, 2, 2, 2, 1])):
         monkeypatch.setattr(worker, "_MASK_PIXELS", pixels)
         assert results(ask(question)[0]) == together and ask.batches == batches
+
+
+PEAK = """
+import json, pathlib, re, sys
+from PIL import Image
+from refseg.segmenter import load
+from refseg.serve import Limits, worker
+from refseg.serve.worker import Question
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) / 1000
+
+model, photo, count, form = sys.argv[1:]
+segmenter = load(model, device="cpu")
+segmenter(Image.new("RGB", (64, 64)), "the dog")
+worker._model = worker.LoadedModel(segmenter, "tiny", Limits())
+sentences = tuple("wide " * 150 + str(number) for number in range(int(count)))
+before = peak()
+(answer,), _ = worker.answer([Question("a", pathlib.Path(photo).read_bytes(), sentences, form=form)])
+print(json.dumps([getattr(answer, "status", 200), peak() - before]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's peak of memory")
+@pytest.mark.parametrize(
+    ("size", "count", "form"),
+    [
+        ((30_000, 1), 32, "overlay"),
+        ((1, 30_000), 32, "overlay"),
+        pytest.param((65_535, 700), 1, "overlay", marks=pytest.mark.slow),
+        *(pytest.param((7071, 7071), *asked, marks=pytest.mark.slow) for asked in ((1, "overlay"), (8, "rle"))),
+        *(pytest.param((7071, 7071), *asked, marks=pytest.mark.slow) for asked in ((2, "polygons"), (5, "png"))),
+    ],
+)
+def test_no_accepted_request_takes_a_gigabyte(tiny_model, tmp_path, size, count, form):
+    """A file of 84 bytes took 6.6 GB: its legend was drawn in the photograph's proportions."""
+    Image.new("RGB", size, "grey").save(tmp_path / "large.png")
+    line = [sys.executable, "-c", PEAK, str(tiny_model), str(tmp_path / "large.png"), str(count), form]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    status, megabytes = json.loads(done.stdout)
+    assert status == 200 and megabytes < 800, "with the 160 MB of a process that answers, less than a gigabyte"
+
+
+@pytest.mark.parametrize("size", [(65_536, 1), (1, 1_000_000)])
+def test_a_side_has_a_limit(ask, size):
+    content = io.BytesIO()
+    Image.new("RGB", size).save(content, "PNG")
+    (refused,) = ask(Question("a", content.getvalue(), ("the dog",)))
+    assert refused.status == 413 and "crop it" in refused.detail

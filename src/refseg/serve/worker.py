@@ -37,6 +37,8 @@ Form = Literal["rle", "png", "polygons", "overlay", "attention", "photo", "displ
 
 WEIGHTS: dict[Form, float] = {"rle": 1, "png": 1.5, "polygons": 3, "overlay": 5}
 """What a pixel costs in each form, for each expression. 1 is about 8 ns of one core; others cost almost nothing."""
+_LONGEST = 65_535
+"""The longest side of a photograph, in pixels: that of a JPEG. A PNG of a single row would take gigabytes."""
 _TOGETHER = 8
 """The most expressions that are computed before it is asked whether time is left."""
 _MASK_PIXELS = 50_000_000
@@ -282,6 +284,8 @@ def _decode(question: Question, content: bytes, limits: Limits) -> Image.Image:
         width = height = 0
     if width * height > limits.pixels:
         raise Problem(413, _too_many(f"{width}×{height}", limits.pixels))
+    if max(width, height) > _LONGEST:
+        raise Problem(413, f"the photograph has {width}×{height} pixels and a side's limit is {_LONGEST:,}; crop it")
     _check_work(question, width, height, limits)
     return read_photo(content)
 
