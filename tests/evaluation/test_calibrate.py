@@ -15,6 +15,7 @@ from refseg.data.table import Row
 from refseg.errors import RefsegError
 from refseg.evaluation.calibrate import _calibrate, _fit, _regress, absent_rows, fit_calibration, write_calibration
 from refseg.evaluation.scores import calibration_error, reliability
+from refseg.masks import encode_mask
 
 SCORE = (4.0, 0.1, 0.5, -1.0, -0.2, -2.0)
 CALIBRATION = Calibration(SCORE, (1.0, 1.0, 0.0, -1.0, 0.0, -3.0), 0.4)
@@ -222,3 +223,26 @@ def test_fit_on_a_tiny_model(tiny_model, tmp_path, monkeypatch):
     assert len(fit.ious) == len(rows) and fit.absent > 12
     assert all(0 <= value <= 1 for value in (*fit.expected, *fit.ious, fit.error, fit.before))
     assert fit_calibration(segmenter, [*rows, *lost], progress=False) == fit
+
+
+def test_typed_sentences_that_mean_nothing_are_absent(tiny_model, tmp_path, monkeypatch):
+    """With twelve of them for each photograph, no other photograph's expressions are asked."""
+    monkeypatch.setenv("REFSEG_CACHE", str(tmp_path))
+    rows = load_rows("scenes:10:5", per_photo=3)
+    photos = {row.image: row for row in rows}.values()
+    typed = [
+        replace(row, expression=f"elephant {n}", counts=encode_mask(np.zeros((row.height, row.width), dtype=bool)),
+                label="", kind="nothing", segment_ids=())
+        for row in photos
+        for n in range(15)
+    ]  # fmt: skip
+    asked = []
+
+    def none_of_others(present_rows, others, count, draw):
+        asked.append(count)
+        return []
+
+    monkeypatch.setattr("refseg.evaluation.calibrate.absent_rows", none_of_others)
+    fit = fit_calibration(refseg.load(tiny_model, device="cpu"), [*rows, *typed], progress=False)
+    assert (len(fit.ious), fit.absent, fit.photographs) == (len(rows), 120, 10)
+    assert asked == [0] * 10

@@ -75,12 +75,13 @@ class Fit:
 def fit_calibration(segmenter: Segmenter, rows: Iterable[Row], *, seed: int = 0, progress: bool = True) -> Fit:
     """Fits score and `found` on rows that the model was not trained on.
 
-    Each photograph is asked up to PER_PHOTO of its own expressions, and as many of others (see `absent_rows`). The map
-    to the expected IoU is a logistic regression on the IoU itself, monotone in every feature (Papke and Wooldridge,
-    "Econometric Methods for Fractional Response Variables", 1996). `found` separates a photograph's own expressions
-    from the absent ones. Its bound is where precision equals recall on the photographs of the fit. A photograph that
-    cannot be read is logged and skipped. Raises RefsegError if there are fewer than 10 photographs, no absent
-    expressions, or only empty answers.
+    Each photograph is asked up to PER_PHOTO of its expressions with a referent, and as many that mean nothing there:
+    first its own without a referent, then those of other photographs (see `absent_rows`). The map to the expected IoU
+    is a logistic regression on the IoU itself, monotone in every feature (Papke and Wooldridge, "Econometric Methods
+    for Fractional Response Variables", 1996). `found` separates the expressions with a referent from those without
+    one. Its bound is where precision equals recall on the photographs of the fit. A photograph that cannot be read is
+    logged and skipped. Raises RefsegError if there are fewer than 10 photographs, no absent expressions, or only empty
+    answers.
     """
     rows = list(rows)
     draw = random.Random(seed)
@@ -94,8 +95,12 @@ def fit_calibration(segmenter: Segmenter, rows: Iterable[Row], *, seed: int = 0,
     protocol = replace(NATIVE, threshold=segmenter.threshold)
     photographs = list(by_photograph(rows))
     for number, photo_rows in enumerate(tqdm(photographs, unit="photo", disable=None if progress else True)):
-        here = draw.sample(photo_rows, min(PER_PHOTO, len(photo_rows)))
-        asked = here + absent_rows(photo_rows, by_set[photo_rows[0].split], PER_PHOTO, draw)
+        meant = [row for row in photo_rows if row.mask().any()]
+        nothing = [row for row in photo_rows if not row.mask().any()]
+        here = draw.sample(meant, min(PER_PHOTO, len(meant)))
+        missing = draw.sample(nothing, min(PER_PHOTO, len(nothing)))
+        missing += absent_rows(photo_rows, by_set[photo_rows[0].split], PER_PHOTO - len(missing), draw)
+        asked = here + missing
         try:
             encoded = segmenter.encode(photo_rows[0].image)
         except RefsegError as fault:
