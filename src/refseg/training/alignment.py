@@ -1,4 +1,4 @@
-"""A teacher for both encoders, for the training alone."""
+"""A teacher for both encoders, used only in training."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from refseg.models.parts.text_encoder import average_word, last_word
 
 
 class Alignment(nn.Module):
-    """A cheap teacher for both encoders: one feature a pixel, one a sentence, and their product on the grid.
+    """A cheap teacher for both encoders: one feature per pixel, one per sentence, and their product on the grid.
 
-    It is trained beside the network and left behind afterwards. Batch norm on both sides takes away what all sentences,
-    and all pixels, have in common; without it their differences are learnt several times more slowly.
+    It is trained together with the network and dropped afterwards. Batch norm on both sides removes what all sentences,
+    and all pixels, have in common. Without it, their differences are learnt several times more slowly.
     """
 
     def __init__(self, width: int, words_width: int) -> None:
@@ -34,7 +34,7 @@ class Alignment(nn.Module):
         common = self.common(places + pixels_position(h, w, c, places).T.view(c, h, w))
         pixels, anything = self.pixels(common).flatten(2), self.anything(common).flatten(2)  # (I, C, h·w), (I, 1, h·w)
         read = self.sentence(torch.cat([last_word(words, mask), average_word(words, mask)], dim=1))
-        sentences = self.norm(read) if len(read) > 1 else read  # (B, C); one sentence alone has no statistics
+        sentences = self.norm(read) if len(read) > 1 else read  # (B, C); a single sentence has no statistics
         # A product per photograph instead of a copy of its pixels per expression, whose gradient is slow on a CPU.
         by_photo = sentences.split(photo_of.bincount(minlength=len(pixels)).tolist())
         scores = [s @ p * self.scale + a for s, p, a in zip(by_photo, pixels, anything, strict=True)]

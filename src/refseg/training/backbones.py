@@ -1,4 +1,4 @@
-"""Backbones that a training starts from."""
+"""Pretrained backbones: training starts from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from refseg.words import WordTokenizer
 def load_backbone(network: ReferringNetwork, name: str) -> None:
     """Initialises the backbone from a transformers checkpoint (a folder or a hub id), or from a detector's folder.
 
-    Raises RefsegError where the weights cannot be read or do not fit.
+    Raises RefsegError if the weights cannot be read or do not fit.
     """
     net: Any = network.image_encoder.backbone.net
     wanted = net.state_dict()
@@ -34,7 +34,7 @@ def load_backbone(network: ReferringNetwork, name: str) -> None:
 
 
 def _load_transformers(net: Any, name: str) -> tuple[dict[str, Tensor], list[str]]:
-    """The checkpoint's weights by the names of the backbone, and those of them that it lacks."""
+    """The checkpoint's weights by the backbone's names, and the names of those that are missing."""
     try:
         trained, report = type(net).from_pretrained(
             name, config=net.config, use_safetensors=True, output_loading_info=True
@@ -48,9 +48,9 @@ def _load_transformers(net: Any, name: str) -> tuple[dict[str, Tensor], list[str
 
 
 def load_detector(folder: Path) -> dict[str, Tensor]:
-    """The weights in the folder's model.safetensors as float32, by the names of NanoDet or PicoDet, without the boxes'.
+    """The weights of model.safetensors in the folder, as float32, by the detector's names and without its boxes.
 
-    Raises RefsegError where the file is missing or cannot be read.
+    Raises RefsegError if the file is missing or cannot be read.
     """
     path = folder / "model.safetensors"
     try:
@@ -69,9 +69,8 @@ def load_detector(folder: Path) -> dict[str, Tensor]:
 def name_scores(network: ReferringNetwork, tokenizer: WordTokenizer) -> None:
     """Starts the projections of a detector's class scores at the word vectors of the classes' names, turned at random.
 
-    So each place carries a vector in the words' own space (ConSE, Norouzi et al. 2014), and what is learnt about one
-    name serves the names close to it, of which there may be few examples or none. Does nothing for a backbone without
-    scores.
+    Each place then has a vector in the space of the words (ConSE, Norouzi et al. 2014). What is learnt about one name
+    also serves similar names, of which there may be few examples or none. Does nothing for a backbone without scores.
     """
     encoder = network.image_encoder
     if not isinstance(encoder.backbone, DetectorLevels) or "scores" not in encoder.backbone.maps:

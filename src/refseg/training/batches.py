@@ -40,13 +40,13 @@ PLACES = frozenset(
     "smallest little tiny huge tall taller tallest short shorter shortest first second third fourth 1st 2nd 3rd 4th "
     "last next other another".split()
 )
-"""Words by which a typed sentence may mean a place, a size or a rank, which a crop changes."""
+"""Words of place, size or rank. A crop can make a typed sentence with one of them untrue."""
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom of a crop, in pixels of the photograph."""
 Key = tuple[int, int, int]
 """A visit to a photograph, the step, and the position within the step.
 
-Of N photographs, the visits to number p are p, p + N, p + 2N, …; each shows another part of its expressions.
+Of N photographs, the visits to number p are p, p + N, p + 2N, … Each shows another part of its expressions.
 """
 
 
@@ -58,13 +58,13 @@ class Sample:
     """(3, S, S) float32 in 0..1."""
     expressions: list[str]
     targets: torch.Tensor
-    """(E, 1, t, t) float32 in 0..1: what the mask logits are compared with; see `TrainingRecipe.target`."""
+    """What the mask logits are compared with, (E, 1, t, t) float32 in 0..1. See `TrainingRecipe.target`."""
     rivals: torch.Tensor
-    """Like targets: where others of the referent's label are; zero where it is the only one."""
+    """Like `targets`, but where other segments with the referent's label are. Zero if there are none."""
     answered: int
-    """How many of the expressions, the first ones, the whole network answers."""
+    """The whole network answers this many expressions, the first ones."""
     seed: int = 0
-    """For what is drawn once the samples are a batch."""
+    """The seed for what is drawn when samples become a batch."""
 
 
 class View(NamedTuple):
@@ -73,28 +73,28 @@ class View(NamedTuple):
     side: int
     """Side S of the network input, in pixels."""
     box: Box | None
-    """The part that is shown; None shows all of it."""
+    """The part that is shown. None shows everything."""
     mirrored: bool
 
     def show(self, picture: Image.Image) -> Image.Image:
-        """The photograph, or a mask of its size, as the view shows it."""
+        """The photograph, or a mask of its size, in this view."""
         picture = picture if self.box is None else picture.crop(self.box)
         return ImageOps.mirror(picture) if self.mirrored else picture
 
     def say(self, expression: str) -> str:
-        """The expression as it is true of the view."""
+        """The expression that is true of this view."""
         return mirror_expression(expression) if self.mirrored else expression
 
 
 class PhotoSampler(Sampler[list[Key]]):
-    """The visits of each batch for one process; shuffled again each time all have been made."""
+    """The visits of each batch, for one process. They are shuffled again after all have been made."""
 
     def __init__(
         self, parts: Sequence[int], training: TrainingRecipe, steps: range, rank: int = 0, world: int = 1
     ) -> None:
-        """`parts`: how often each photograph is visited until all have been (`PhotoDataset.parts`).
+        """`parts`: how often each photograph is visited in a round (see `PhotoDataset.parts`).
 
-        `steps`: those of the run that are to do; `rank` and `world`: torchrun's.
+        `steps`: the remaining steps of the run. `rank` and `world` are torchrun's.
         """
         self.visits = [photo + part * len(parts) for photo, count in enumerate(parts) for part in range(count)]
         self.training, self.steps = training, steps
@@ -123,7 +123,7 @@ class PhotoSampler(Sampler[list[Key]]):
 
 
 def phase_at(phases: Sequence[Phase], step: int) -> Phase:
-    """The phase that a step belongs to; the last one goes on as long as needed."""
+    """The phase of a step. The last phase has no end."""
     for phase in phases:
         if step < phase.steps:
             return phase
@@ -132,12 +132,12 @@ def phase_at(phases: Sequence[Phase], step: int) -> Phase:
 
 
 class PhotoDataset(Dataset[Sample]):
-    """Photographs by `Key`, with expressions drawn and augmented so that every sentence stays true."""
+    """Photographs by `Key`. Expressions are drawn, and augmented so that every sentence stays true."""
 
     def __init__(
         self, photos: Sequence[list[Row]], data: DataRecipe, training: TrainingRecipe, config: ReferringConfig
     ) -> None:
-        """`photos`: the rows of each photograph; `config`: that of the network that is trained."""
+        """`photos` has the rows of each photograph, and `config` belongs to the network that is trained."""
         self.photos, self.data, self.training, self.config = photos, data, training, config
 
     def __len__(self) -> int:
@@ -145,13 +145,13 @@ class PhotoDataset(Dataset[Sample]):
 
     @property
     def parts(self) -> list[int]:
-        """How many visits show all that is to be shown of each photograph."""
+        """How many visits each photograph needs until all of its expressions are shown."""
         if self.data.draw == "photographs":
             return [1] * len(self.photos)
         return [ceil(len(rows) / self.training.phases[0].expressions) for rows in self.photos]
 
     def __getitem__(self, key: Key) -> Sample:
-        """One damaged photograph is passed over for the next; RefsegError where that is damaged as well."""
+        """The sample of a visit. The next photograph replaces a damaged one; RefsegError if that is damaged as well."""
         visit, step, place = key
         try:
             return self._sample(key)
@@ -160,7 +160,7 @@ class PhotoDataset(Dataset[Sample]):
             return self._sample(((visit + 1) % len(self.photos), step, place))
 
     def _sample(self, key: Key) -> Sample:
-        """Three steps: how the photograph is shown, what is asked about it, and what the answers should be."""
+        """Makes a sample in three steps: the view, the expressions, and the right answers."""
         visit, step, place = key
         part, index = divmod(visit, len(self.photos))
         rng = np.random.default_rng((self.training.seed, step, place))
@@ -187,7 +187,7 @@ class PhotoDataset(Dataset[Sample]):
         )
 
     def _part(self, index: int, part: int) -> list[Row]:
-        """The rows of a photograph that a visit may ask: all, or one of the parts that a round asks in turn."""
+        """The rows that a visit may ask about a photograph: all, or one of the parts that a round asks in turn."""
         rows = self.photos[index]
         if self.data.draw == "photographs":
             return rows
@@ -198,7 +198,7 @@ class PhotoDataset(Dataset[Sample]):
     def _view(
         self, rng: np.random.Generator, phase: Phase, size: tuple[int, int], rows: list[Row]
     ) -> tuple[View, list[Row]]:
-        """How a photograph of `size` (width, height) is shown, and those of its rows that are true of that."""
+        """A view of a photograph of `size` (width, height), and the rows that are true of it."""
         side = phase.side or self.config.image_size
         mirrored = bool(rng.random() < self.data.mirror)
         if rng.random() < self.data.crop:
@@ -208,7 +208,7 @@ class PhotoDataset(Dataset[Sample]):
         return View(side, None, mirrored), rows
 
     def _targets(self, view: View, asked: list[Row], rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the answers should be, and where the rivals of each referent are; see `Sample`."""
+        """The right answers, and where the rivals of each referent are. See `Sample`."""
         side = self._target_side(view.side)
         maps: dict[str, np.ndarray[Any, Any]] = {}
 
@@ -228,17 +228,16 @@ class PhotoDataset(Dataset[Sample]):
         return torch.from_numpy(np.stack(targets)).unsqueeze(1), torch.from_numpy(np.stack(rivals)).unsqueeze(1)
 
     def _target_side(self, side: int) -> int:
-        """Pixels along one side of the targets of a network input of `side` pixels."""
+        """The side of the targets, in pixels, for a network input of `side` pixels."""
         if self.training.target == "cells":
             gridded = self.config.output_side == self.config.grid * self.config.magnification
             return scaled_grid(side, self.config) * self.config.magnification if gridded else self.config.output_side
         return side if self.training.target == "full" else side // 2
 
     def _absent(self, rng: np.random.Generator, rows: list[Row]) -> str | None:
-        """An expression of another photograph whose label this one lacks; None where none is at hand.
+        """An expression of another photograph whose label is not in this one. None if the drawn photograph has none.
 
-        Only sentences that name their label, and only of the same set: another set may leave unlabelled
-        what this one labels.
+        It must name its label and be of the same set, because another set may not label everything.
         """
         present = {row.label for row in rows}
         others = self.photos[int(rng.integers(len(self.photos)))]
@@ -257,7 +256,7 @@ class PhotoDataset(Dataset[Sample]):
 def crop_proof(row: Row) -> bool:
     """Whether the expression stays true in every crop that shows its referent.
 
-    Of the typed ones, those that tell no siblings apart and have none of the words in PLACES.
+    A typed expression does if its referent has no siblings and it has none of the words in PLACES.
     """
     if row.kind != TYPED:
         return row.kind in CROP_PROOF
@@ -266,7 +265,7 @@ def crop_proof(row: Row) -> bool:
 
 
 def rows_within(rows: Sequence[Row], box: Box) -> list[Row]:
-    """The rows that stay true in a crop and whose referent is at least in part within it."""
+    """The rows that stay true in a crop and whose referents are at least partly inside it."""
     left, top, right, bottom = box
     fitting = [row for row in rows if crop_proof(row)]
     shown = {row.counts: row for row in fitting}
@@ -275,15 +274,15 @@ def rows_within(rows: Sequence[Row], box: Box) -> list[Row]:
 
 
 def covered(share: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The mask (t, t) float32 of 0 and 1 that covers half of a pixel or more.
+    """The mask (t, t) float32 of 0 and 1: the pixels of which at least half is covered.
 
-    A referent too thin for that keeps the pixels it covers most: an empty target would teach that it is not there.
+    A referent too thin for that keeps the pixels it covers most. An empty target would teach that it is not there.
     """
     return (share >= min(0.5, max(float(share.max()), 1e-6))).astype(np.float32)
 
 
 def draw(rows: list[Row], phase: Phase) -> list[Row]:
-    """The first rows, for the whole network, and those for the alignment loss behind them."""
+    """The rows for the whole network, followed by those for the alignment loss."""
     if phase.siblings:
         rows = mix(rows, phase.siblings, lambda row: row.siblings > 0)
     if phase.typed:
@@ -295,7 +294,7 @@ def draw(rows: list[Row], phase: Phase) -> list[Row]:
 
 
 def take_turns(rows: list[Row]) -> list[Row]:
-    """The first row of each kind, then the second of each, and so on."""
+    """Reorders rows: the first of each kind, then the second of each kind, and so on."""
     seen: Counter[str] = Counter()
     turns = []
     for row in rows:
@@ -317,14 +316,14 @@ def mix(rows: list[Row], share: float, fits: Callable[[Row], bool]) -> list[Row]
 
 
 def rivals_of(row: Row, rows: Sequence[Row]) -> list[Row]:
-    """Those of a photograph's rows that mean others of the row's label."""
+    """The rows of a photograph that mean other segments with this row's label."""
     if not row.siblings:
         return []
     return [other for other in rows if other.label == row.label and set(row.segment_ids).isdisjoint(other.segment_ids)]
 
 
 class Collate:
-    """Samples become the keyword arguments of the network under training; see `trainer.Trainee`."""
+    """Makes the keyword arguments of `trainer.Trainee` from samples."""
 
     def __init__(self, tokenizer: WordTokenizer, word_dropout: float) -> None:
         self.tokenizer, self.word_dropout = tokenizer, word_dropout
@@ -332,7 +331,7 @@ class Collate:
     def __call__(self, samples: list[Sample]) -> dict[str, torch.Tensor]:
         tokens = self.tokenizer([text for sample in samples for text in sample.expressions])
         ids, mask = torch.as_tensor(tokens.ids), torch.as_tensor(tokens.mask)
-        # Drawn by sample, so that neither workers nor processes, nor how long the others are, change a thing.
+        # Drawn per sample, so that workers, processes and the length of other sentences change nothing.
         width = self.tokenizer.max_words
         drawn = [np.random.default_rng(s.seed).random((len(s.expressions), width)) for s in samples]
         dropped = torch.from_numpy(np.concatenate(drawn) < self.word_dropout)[:, : ids.shape[1]]
@@ -351,12 +350,12 @@ class Collate:
 
 
 def scaled_grid(side: int, config: ReferringConfig) -> int:
-    """The grid for another input side, so that a cell covers as many pixels as at the model's own."""
+    """The grid for another input side. A cell covers as many pixels as at the model's own side."""
     return max(2, round(config.grid * side / config.image_size))
 
 
 def random_crop(rng: np.random.Generator, size: tuple[int, int], least: float) -> Box:
-    """A box of `least` to 1 of each side of a photograph (width, height)."""
+    """A random box that keeps from `least` to 1 of each side of a photograph (width, height)."""
     starts, ends = [], []
     for length in size:
         kept = max(1, round(length * rng.uniform(least, 1.0)))
@@ -366,7 +365,7 @@ def random_crop(rng: np.random.Generator, size: tuple[int, int], least: float) -
 
 
 def jitter(rng: np.random.Generator, photo: Image.Image, strength: float) -> Image.Image:
-    """Brightness and contrast change by up to `strength`; hue does not, for sentences name colours."""
+    """Changes brightness and contrast by up to `strength`, but not hue, because sentences name colours."""
     for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast):
         photo = enhance(photo).enhance(1 + float(rng.uniform(-strength, strength)))
     return photo

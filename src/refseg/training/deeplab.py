@@ -1,8 +1,8 @@
 """The paper's second backbone: DeepLabv3+ on ResNet-101, trained on Pascal VOC, as a `transformers` ResNet.
 
-The weights are those of the PyTorch port jfzhang95/pytorch-deeplab-xception (MIT). Its ResNet strides in the 3×3
-convolution, as `transformers` does without `downsample_in_bottleneck`; its last stage has three blocks, dilated by
-2, 4 and 8 at output stride 16, which is what `output_stride: 16` makes of a ResNet here.
+The weights are those of the PyTorch port jfzhang95/pytorch-deeplab-xception (MIT). The port's ResNet strides in the
+3×3 convolution, as `transformers` does without `downsample_in_bottleneck`. Its last stage has three blocks, dilated by
+2, 4 and 8 at output stride 16; `output_stride: 16` dilates a ResNet here in the same way.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from refseg.errors import RefsegError, first_line
 from refseg.models.reading import quiet_transformers
 
 HEADS = ("aspp.", "decoder.")
-"""DeepLab's own head, which SHNet replaces."""
+"""DeepLab's own head. SHNet replaces it."""
 
-# The published file keeps its best score as one NumPy number; nothing else but tensors and plain values is read.
+# The published file has its best score as a NumPy number. Apart from that, only tensors and plain values are read.
 _number = np.float64(0).__reduce__()[0]
 _ADMITTED: list[Any] = [
     (_number, "numpy.core.multiarray.scalar"),
@@ -36,8 +36,8 @@ _ADMITTED: list[Any] = [
 def convert_deeplab(checkpoint: Path, folder: Path) -> ResNetConfig:
     """Writes the backbone of the port's checkpoint for `backbone_weights`, and returns its config.
 
-    `checkpoint` is the port's .pth.tar file. Raises RefsegError if it asks for more than tensors and numbers, cannot
-    be read, lacks a weight or holds one that is not known.
+    `checkpoint` is the port's .pth.tar file. Raises RefsegError if it needs more than tensors and numbers, cannot be
+    read, lacks a weight, or has an unknown one.
     """
     state = read_state(checkpoint)
     found = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
@@ -46,7 +46,7 @@ def convert_deeplab(checkpoint: Path, folder: Path) -> ResNetConfig:
     names = {port_name(weight): weight for weight in net.state_dict()}
     stray = [name for name in state if not name.startswith(("backbone.", *HEADS))]
     unknown = stray + [f"backbone.{name}" for name in found if name not in names]
-    # Releases of PyTorch before 0.4.1 counted no batches.
+    # PyTorch before 0.4.1 did not count batches.
     missing = [f"backbone.{name}" for name in names if name not in found and not name.endswith("num_batches_tracked")]
     for fault, keys in (("lacks", missing), ("holds an unknown", unknown)):
         if keys:

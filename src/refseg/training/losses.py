@@ -1,4 +1,4 @@
-"""Losses: they know logits and targets, and no model."""
+"""Losses. They know logits and targets, but no network."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def mask_loss(mask_logits: Tensor, targets: Tensor, dice_weight: float) -> Tensor:
-    """Pixel-wise binary cross-entropy (paper, section 3.4), and Dice where it has a weight.
+    """Pixel-wise binary cross-entropy (paper, section 3.4), and Dice if it has a weight.
 
-    Both are (B, 1, h, w); targets in 0..1, the referent's share of each cell. Dice weighs a small
-    referent as much as a large one (Milletari et al. 2016).
+    Both are (B, 1, h, w). Targets are the referent's share of each cell, 0..1. Dice gives a small referent as much
+    weight as a large one (Milletari et al. 2016).
     """
     logits = mask_logits.float()
     loss = F.binary_cross_entropy_with_logits(logits, targets)
@@ -23,10 +23,10 @@ def mask_loss(mask_logits: Tensor, targets: Tensor, dice_weight: float) -> Tenso
 
 
 def choice_loss(mask_logits: Tensor, targets: Tensor, rivals: Tensor) -> Tensor:
-    """Which of several alike is meant: cross-entropy on the referent and on its rivals alone, half the weight each.
+    """Teaches choosing among similar things: cross-entropy on the referent and on its rivals only, with equal weight.
 
-    All are (B, 1, h, w); rivals in 0..1, the share of each cell that others of the referent's label cover. A sentence
-    without rivals adds nothing. Where two shoes stand side by side, Dice forgives whoever marks both; this does not.
+    All are (B, 1, h, w). `rivals` is the share of each cell that other segments with the referent's label cover, 0..1.
+    A sentence without rivals adds nothing. Of two shoes side by side, Dice tolerates marking both, and this does not.
     """
     logits, rivals = mask_logits.float(), rivals * (1 - targets)
     missed = _weighted_mean(F.softplus(-logits), targets)
@@ -35,5 +35,5 @@ def choice_loss(mask_logits: Tensor, targets: Tensor, rivals: Tensor) -> Tensor:
 
 
 def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """(B,); of one cell and less hardly anything."""
+    """The weighted mean of each expression, (B,). Weights of less than a cell give hardly anything."""
     return (values * weights).sum(dim=(1, 2, 3)) / (weights.sum(dim=(1, 2, 3)) + 0.1)

@@ -1,4 +1,4 @@
-"""Recipes: one YAML file is one training run. A key that is not known is an error that names those that are."""
+"""Recipes: one YAML file is one training run. An unknown key is an error that names the valid ones."""
 
 from __future__ import annotations
 
@@ -16,77 +16,77 @@ import yaml
 from refseg.errors import RefsegError
 
 DRAWS = ("photographs", "expressions")
-"""What a round of training can show once; see `DataRecipe.draw`."""
+"""What a round of training shows once. See `DataRecipe.draw`."""
 SCHEDULES = ("polynomial", "plateau")
-"""How the learning rate can fall; see `TrainingRecipe.schedule`."""
+"""How the learning rate can fall. See `TrainingRecipe.schedule`."""
 TARGETS = ("cells", "half", "full", "dilated")
-"""What mask logits can be compared with; see `TrainingRecipe.target`."""
+"""What mask logits can be compared with. See `TrainingRecipe.target`."""
 MEASURES = ("mean_iou", "overall_iou")
-"""By what the best of a run can be chosen."""
+"""The measures by which the best model of a run can be chosen."""
 
 
 @dataclass(frozen=True)
 class DataRecipe:
     train: list[str]
-    """Data to learn from; each entry is anything that `refseg evaluate --data` takes (see `data.sources.load_rows`).
+    """Data to learn from. Each entry is anything that `refseg evaluate --data` takes (see `data.sources.load_rows`).
 
-    Data named twice are shown twice as often.
+    Data that are named twice are shown twice as often.
     """
     val: list[str] = field(default_factory=list)
-    """Unseen data. Training reads it only where it has a `validation`, and never learns from it."""
+    """Unseen data. Training reads them only if it has a `validation`, and never learns from them."""
     draw: str = "photographs"
     """What every round shows once: all `photographs`, with expressions drawn at random, or all `expressions`.
 
-    In the first case, the expressions of a photograph with few come more often.
+    With `photographs`, an expression is shown more often if its photograph has few.
     """
     per_photo: int = 40
-    """Expressions generated per photograph where the data are annotated segments."""
+    """The most expressions that are generated for one photograph of annotated segments."""
     mirror: float = 0.5
-    """Share of photographs shown mirrored, with left and right swapped in their sentences."""
+    """Share of photographs that are mirrored, with left and right exchanged in their sentences. 0 turns it off."""
     crop: float = 0.3
-    """Share of photographs shown cropped, with only those sentences that no crop can make untrue."""
+    """Share of photographs that are cropped, with only the sentences that no crop makes untrue. 0 turns it off."""
     zoom: float = 0.6
     """Smallest side of a crop, as a share of the photograph's side. Small crops make small things large."""
     jitter: float = 0.2
-    """Greatest change of brightness and contrast."""
+    """The largest change of brightness and contrast, 0..1. 0 turns it off."""
     greyscale: float = 0.0
-    """Share of photographs shown in grey, colours in their sentences or not."""
+    """Share of photographs shown in grey, even if their sentences name colours. 0 turns it off."""
     word_dropout: float = 0.03
-    """Share of words shown as unknown, so that the unknown word means something."""
+    """Share of words that are shown as unknown, so that the unknown word means something. 0 turns it off."""
     absent: float = 0.0
-    """Share of expressions that name what the photograph does not hold, with an empty mask as their answer."""
+    """Share of expressions about something that is not in the photograph. Their answer is an empty mask."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training; phases follow one another under one learning-rate schedule."""
+    """A part of training. Phases follow each other and share one learning-rate schedule."""
 
     steps: int
     photos: int
-    """Photographs per step and process; each is encoded once for all its expressions."""
+    """Photographs per step and process. Each is encoded once for all its expressions."""
     expressions: int
-    """Expressions per photograph that the whole network answers; 0 trains the encoders alone."""
+    """Expressions per photograph for the whole network. 0 trains only the encoders."""
     aligned: int = 0
-    """Expressions per photograph for the alignment loss, which costs a twentieth."""
+    """Expressions per photograph for the alignment loss, which costs about a twentieth."""
     side: int | None = None
-    """Side of the network input where it differs from the model's; the grid shrinks with it."""
+    """Side of the network input, in pixels; the grid follows it. None is the model's own side."""
     siblings: float = 0.0
-    """Share of the expressions that mean one of several things of a label, as far as a photograph has such.
+    """Share of expressions whose referent has siblings, as far as a photograph has such expressions.
 
-    0 leaves them as they come.
+    0 leaves the share to chance.
     """
     typed: float = 0.0
-    """Share of the expressions that people typed, those that mean nothing included, as far as a photograph has such.
+    """Share of expressions that people typed, those that mean nothing included, as far as a photograph has them.
 
-    0 leaves them as they come.
+    0 leaves the share to chance.
     """
     kinds: list[str] = field(default_factory=list)
-    """Kinds of expressions for the alignment loss, each as often as the others; without any, all as they come."""
+    """Kinds of expressions for the alignment loss, all equally often. An empty list admits all kinds."""
 
 
 @dataclass(frozen=True)
 class ValidationRecipe:
-    """How `data.val` is read during training; the best of the readings becomes the finished model."""
+    """How `data.val` is scored during training. The best reading becomes the finished model."""
 
     every: int
     """Steps between two readings."""
@@ -95,9 +95,9 @@ class ValidationRecipe:
     measure: str = "mean_iou"
     """What decides which reading is best: `mean_iou` or `overall_iou`."""
     photos: int | None = None
-    """Photographs of each reading, evenly spread over all; None reads all of them."""
+    """Photographs of each reading, spread evenly over all. None reads all of them."""
     patience: int | None = None
-    """Readings without a new best after which the run ends; None runs to the end."""
+    """The run ends after this many readings without a new best. None runs to the end."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,10 @@ class TrainingRecipe:
     """Folder for checkpoints, TensorBoard events and the finished model."""
     phases: list[Phase]
     max_steps: int | None = None
-    """Ends the run early, with the learning rate where it is by then; None runs every phase to its end."""
+    """Ends the run early; the learning rate follows the schedule of all phases. None runs every phase to its end."""
     learning_rate: float = 1.2e-4
     backbone_learning_rate: float = 0.0
-    """Rate of the backbone where the model does not freeze it."""
+    """Learning rate of the backbone, if the model does not freeze it."""
     weight_decay: float = 9e-5
     decay_vectors: bool = False
     """Whether the weight decay also reaches biases and norms."""
@@ -119,72 +119,73 @@ class TrainingRecipe:
     `plateau` divides the rate by ten after three readings of the validation in a row without a gain of a thousandth.
     """
     power: float = 0.7
-    """Of the polynomial schedule."""
+    """The power of the polynomial schedule."""
     warmup_steps: int = 0
     alignment_weight: float = 0.0
     dice_weight: float = 0.0
     choice_weight: float = 0.0
-    """Of the loss for telling the referent from others of its label; see `losses.choice_loss`."""
+    """Weight of the loss for telling the referent from its siblings; see `losses.choice_loss`. 0 turns it off."""
     auxiliary_weight: float = 0.1
-    """Of the loss of each map on the way (`Prediction.auxiliary`), for the networks that have such maps."""
+    """Weight of the loss of each auxiliary map (`Prediction.auxiliary`), for networks that have such maps."""
     target: str = "cells"
     """What the mask logits are compared with.
 
-    `cells`: the share of each logit's cell that the mask covers. `half` and `full`: the mask itself, at half or all of
-    the side of the network input, to which the logits are resized. `dilated`: every pixel at half the side that the
-    mask touches when it is resized bilinearly, as in the code that SHNet's authors released.
+    `cells` is the share of each logit's cell that the mask covers. `half` and `full` are the mask itself, at half or
+    all of the side of the network input; the logits are resized to it. `dilated` is every pixel at half the side that
+    the mask touches when it is resized bilinearly, as in the code that SHNet's authors released.
     """
     accumulate: int = 1
-    """Batches whose gradients make one step: as many photographs more, in the memory of one batch."""
+    """Batches whose gradients make one step. A step sees more photographs in the memory of one batch."""
     max_grad_norm: float = 1.0
-    """Longest gradient; a longer one is scaled down. 0 turns it off."""
+    """The longest gradient. A longer one is scaled down. 0 turns it off."""
     bf16: bool = False
-    """Computes in bfloat16 where the machine has instructions for it."""
+    """Compute in bfloat16 if the machine has instructions for it."""
     fp16: bool = False
-    """Computes in float16 with a scaled loss, on a GPU; bfloat16 needs no scaling where it is there."""
+    """Compute in float16 with a scaled loss, on a GPU. bfloat16 needs no scaling; use it if the GPU has it."""
     workers: int = 0
-    """Processes that prepare batches; 0 prepares them in the training's own."""
+    """Processes that prepare batches. 0 prepares them in the training process itself."""
     save_steps: int = 500
     log_steps: int = 50
     report_to: list[str] = field(default_factory=lambda: ["tensorboard"])
-    """Trackers that transformers knows, such as tensorboard, wandb or mlflow; an empty list reports to none."""
+    """Trackers that transformers knows, such as tensorboard, wandb or mlflow. An empty list reports to none."""
     validation: ValidationRecipe | None = None
-    """None never reads `data.val`."""
+    """How `data.val` is scored during training. None never reads it."""
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Recipe:
     model: dict[str, Any]
-    """Fields of `SHNetConfig`."""
+    """`model_type`, which is shnet if left out, and fields of that network's config."""
     data: DataRecipe
     training: TrainingRecipe
     base: str | None = None
-    """A recipe that this one changes, relative to its own folder: what stands here replaces single values there, and
-    lists whole."""
+    """A recipe that this one changes, relative to its own folder. Values here replace single values there; lists are
+    replaced as a whole."""
     start: str | None = None
-    """A trained model to go on from: `shipped`, a folder or a hub id. Its shapes and its words stay, new words join;
-    `model` holds what else shall differ."""
+    """A trained model to fine-tune: `shipped`, a folder or a hub id. Its shapes and words are kept, and new words are
+    added. `model` has what else should differ."""
     start_share: float = 0.0
-    """Share of the weights of `start` in those of the finished model. What the new data teach is kept in a mean, and so
-    is what they would have made it forget (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022)."""
+    """Share of the weights of `start` in the finished model, 0 or more and below 1. The mean of both weights keeps what
+    the new data teach and what they make a model forget (Wortsman et al., "Robust fine-tuning of zero-shot models",
+    CVPR 2022)."""
     backbone_weights: str | None = None
-    """A transformers checkpoint that initialises the backbone; None starts from random weights."""
+    """A transformers checkpoint, or a detector's folder, for the backbone. None starts from random weights."""
     sentences: list[str] = field(default_factory=list)
-    """Files of sentences without masks: their words join the vocabulary, with vectors learnt from their company."""
+    """Files of sentences without masks. Their words join the vocabulary, with vectors learnt from the words around."""
     word_vectors: str | None = None
-    """A GloVe text file that initialises the word embedding."""
+    """A text file of word vectors in GloVe's format, from which the embedding starts."""
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-"""The recipes that the package brings."""
+"""The recipes of the package."""
 
 
 def find_recipe(name: str | Path) -> Path:
-    """The file of a recipe: a path, or the name of one that the package brings, such as `scenes` or `unc/shnet`.
+    """The file of a recipe: a path, or the name of a recipe of the package, such as `scenes` or `unc/shnet`.
 
-    `recipes/scenes.yaml` is found as well where there is no such file, so that the commands of the documentation work
-    anywhere. Returns the path as it is where there is nothing.
+    `recipes/scenes.yaml` is found even if there is no such file, so that the commands of the documentation work
+    anywhere. Returns the path itself if nothing is found.
     """
     path = Path(name)
     within = Path(*path.parts[1:]) if path.parts[:1] == ("recipes",) else path
@@ -193,9 +194,9 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Reads a recipe (see `find_recipe`); overrides such as `training.max_steps=100` replace single values.
+    """Reads a recipe (see `find_recipe`). Overrides such as `training.max_steps=100` replace single values.
 
-    Paths in it, but for its base, are relative to the folder refseg is started from. Raises RefsegError.
+    Except for its base, paths in a recipe are relative to the folder from which refseg is started. Raises RefsegError.
     """
     recipe: Recipe = _build(Recipe, _read(find_recipe(name), overrides), "")
     _check_model(recipe.model)
@@ -208,7 +209,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def show_recipe(name: str | Path, overrides: Sequence[str] = ()) -> str:
-    """The recipe as YAML with its bases and the overrides laid over one another; what it leaves out has its default.
+    """The recipe as YAML, with its bases and the overrides applied. Values that are left out have their defaults.
 
     Raises RefsegError as `load_recipe` does.
     """
@@ -219,9 +220,9 @@ def show_recipe(name: str | Path, overrides: Sequence[str] = ()) -> str:
 
 
 def diff_recipes(first: str | Path, second: str | Path) -> dict[str, tuple[Any, Any]]:
-    """Each value in which two recipes differ, by its dotted key: the first's and the second's.
+    """The values in which two recipes differ: by dotted key, the first's and the second's.
 
-    A value that a recipe leaves out counts with its default. Raises RefsegError as `load_recipe` does.
+    A value that a recipe leaves out counts as its default. Raises RefsegError as `load_recipe` does.
     """
     ours, theirs = (_flat(load_recipe(name)) for name in (first, second))
     keys = dict.fromkeys((*ours, *theirs))
@@ -230,7 +231,7 @@ def diff_recipes(first: str | Path, second: str | Path) -> dict[str, tuple[Any, 
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:
-    """All values of a recipe by their dotted keys, among them the network's unless it is one that is `start`ed from."""
+    """All values of a recipe by their dotted keys. The network's are left out if the recipe has a `start`."""
     from refseg.models.registry import network_of
 
     model = recipe.model
@@ -251,7 +252,7 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
 
 
 def _read(path: Path, overrides: Sequence[str] = (), above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A recipe's keys, overridden, then laid over those of its base."""
+    """A recipe's keys with the overrides, applied to those of its base."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as fault:
@@ -272,7 +273,7 @@ def _read(path: Path, overrides: Sequence[str] = (), above: tuple[Path, ...] = (
 
 
 def _lay(upper: dict[str, Any], lower: dict[str, Any]) -> dict[str, Any]:
-    """Both, section by section; where they differ, the upper one's values."""
+    """Both, section by section. The upper one's values win."""
     laid = dict(upper)
     for key, value in lower.items():
         if key not in laid:
@@ -298,7 +299,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
 
 
 def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-4 as text."""
+    """The value, or the number that it writes: YAML 1.1 reads 1e-4 as text."""
     if isinstance(value, str):
         try:
             return float(value)

@@ -29,7 +29,7 @@ from refseg.words import WordTokenizer
 def run(path: Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
     """Trains what the recipe describes and returns the folder of the finished model.
 
-    `resume` goes on from the last whole checkpoint in the recipe's output folder. Raises RefsegError.
+    `resume` continues from the last complete checkpoint in the recipe's output folder. Raises RefsegError.
     """
     recipe = load_recipe(path, overrides)
     output = Path(recipe.training.output)
@@ -47,7 +47,7 @@ def run(path: Path, overrides: Sequence[str] = (), resume: bool = False) -> Path
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()} if recipe.start_share else {}
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if validation and trainer.last_read != trainer.state.global_step:
-        trainer.evaluate()  # the end is read as well
+        trainer.evaluate()  # the last step is scored as well
     if trainer.is_world_process_zero():
         best = trainer.best_checkpoint
         if best is not None and trainer.state.best_global_step != trainer.state.global_step:
@@ -59,7 +59,7 @@ def run(path: Path, overrides: Sequence[str] = (), resume: bool = False) -> Path
 
 
 def _checkpoint(output: Path, resume: bool) -> Path | None:
-    """The checkpoint to go on from. Raises RefsegError where there is one that is not to be used, or none to use."""
+    """The checkpoint to continue from. Raises RefsegError if there is one but no `resume`, or the other way round."""
     if output.exists() and not output.is_dir():
         raise RefsegError(f"training.output: {output} is a file; name a folder")
     checkpoint = next(reversed(checkpoints(output)), None)
@@ -75,7 +75,7 @@ def _rows(recipe: Recipe, spec: str) -> list[Row]:
 
 
 def _parses(rows: Sequence[Row]) -> Parses:
-    """The trees of the rows that have one, as they stand and mirrored."""
+    """The trees of the rows that have one, for their sentences and the mirrored ones."""
     parses = Parses()
     for row in rows:
         if row.heads:
@@ -85,7 +85,7 @@ def _parses(rows: Sequence[Row]) -> Parses:
 
 
 def _start(recipe: Recipe, expressions: Sequence[str]) -> tuple[ReferringNetwork, WordTokenizer]:
-    """The network that the training starts from, and its vocabulary: the recipe's `start`, or a fresh one."""
+    """The network and vocabulary that training starts from: the recipe's `start`, or fresh ones."""
     sentences = [sentence for file in recipe.sentences for sentence in read_sentences(Path(file))]
     vectors = Path(recipe.word_vectors) if recipe.word_vectors else None
     started, known = read_start(recipe.start) if recipe.start else (None, None)
@@ -108,7 +108,7 @@ def _start(recipe: Recipe, expressions: Sequence[str]) -> tuple[ReferringNetwork
 
 
 def new_model(recipe: Recipe, tokenizer: WordTokenizer, sentences: Sequence[str]) -> ReferringNetwork:
-    """The recipe's network with random weights, but for what `backbone_weights` and `sentences` initialise."""
+    """The recipe's network. Its weights are random, except those that `backbone_weights` and `sentences` initialise."""
     model = build_network({**recipe.model, "vocabulary": len(tokenizer)})
     if recipe.backbone_weights:
         load_backbone(model, recipe.backbone_weights)
@@ -119,8 +119,8 @@ def new_model(recipe: Recipe, tokenizer: WordTokenizer, sentences: Sequence[str]
 
 
 def continued_model(recipe: Recipe, tokenizer: WordTokenizer, started: ReferringNetwork) -> ReferringNetwork:
-    """A trained network with room for the tokenizer's new words, which start as the unknown word does."""
-    changes = {"vocabulary": len(tokenizer), "calibration": None}  # another network's score means something else
+    """A trained network with room for the tokenizer's new words, which start as copies of the unknown word."""
+    changes = {"vocabulary": len(tokenizer), "calibration": None}  # the score of another network means something else
     settings = started.config.to_dict() | recipe.model | changes
     model = build_network(settings)
     state = started.state_dict()
@@ -138,8 +138,8 @@ def continued_model(recipe: Recipe, tokenizer: WordTokenizer, started: Referring
 
 
 def _blend(model: ReferringNetwork, before: Mapping[str, Tensor], share: float) -> None:
-    """Mixes a share of the weights that the training started from into those that it ended with."""
+    """Mixes a share of the weights that training started from into the weights at its end."""
     after = model.state_dict()
     for name, tensor in before.items():
-        if tensor.is_floating_point():  # batch norm's counter of batches is none
+        if tensor.is_floating_point():  # batch norm's counter of batches is not one
             after[name].lerp_(tensor.to(after[name]), share)

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 def computes_in_bf16() -> bool:
-    """Whether the machine has instructions for bfloat16; without them it is many times slower than float32."""
+    """Whether the machine has instructions for bfloat16. Without them it is many times slower than float32."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
@@ -47,7 +47,7 @@ def computes_in_bf16() -> bool:
 
 
 def computes_in_fp16() -> bool:
-    """Whether training in float16, with its scaled loss, is there: on a GPU alone."""
+    """Whether the machine can train in float16 with a scaled loss, which needs a GPU."""
     if torch.cuda.is_available():
         return True
     log.warning("training in float16 needs a GPU; computing in float32")
@@ -55,7 +55,7 @@ def computes_in_fp16() -> bool:
 
 
 def lay_channels_last(network: nn.Module) -> None:
-    """SFM gives its pixels channels last; convolutions that keep them so spare copies, a sixth of a step on a CPU."""
+    """Lays out convolutions as SFM lays out its pixels, channels last. The copies would cost a sixth of a CPU step."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
@@ -82,7 +82,7 @@ class Trainee(nn.Module):
         answered: Tensor,
         heads: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The loss of a batch; its parts are those of `Sample`, and `photo_of` (B,) names each expression's image."""
+        """The loss of a batch. Its parts are those of `Sample`; `photo_of` (B,) is the image of each expression."""
         images = images.contiguous(memory_format=torch.channels_last)
         features = self.model.encode(images, scaled_grid(images.shape[-1], self.model.config))
         losses = []
@@ -116,7 +116,7 @@ class Trainee(nn.Module):
 
 
 class Batches(DataLoader[Any]):
-    """Keeps count of the seconds that the training waited for the next batch."""
+    """A loader that counts the seconds for which training waits for the next batch."""
 
     waited = 0.0
 
@@ -126,7 +126,7 @@ class Batches(DataLoader[Any]):
             start = time.perf_counter()
             try:
                 batch = next(batches, None)
-            except RefsegError as fault:  # a worker puts its traceback in front
+            except RefsegError as fault:  # a worker adds its traceback in front
                 raise RefsegError(
                     str(fault).strip().splitlines()[-1].removeprefix("refseg.errors.RefsegError: ")
                 ) from None
@@ -177,7 +177,7 @@ class RecipeTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """The schedule is that of all phases, so that a run which ends early can be resumed to its end."""
+        """Makes the schedule of all phases, so that a run that ends early can be resumed."""
         return super().create_scheduler(max(num_training_steps, whole_run(self.recipe)), optimizer)
 
     def compute_loss(self, *arguments: Any, **keywords: Any) -> Any:
@@ -193,7 +193,7 @@ class RecipeTrainer(Trainer):
         )
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Reads the validation data. A new best asks for a checkpoint; too many readings without end the run."""
+        """Scores the validation data. A new best becomes a checkpoint. Too many readings without one end the run."""
         validation = self.recipe.validation
         assert validation is not None
         network = self.model.model
@@ -221,12 +221,12 @@ class RecipeTrainer(Trainer):
 
     @property
     def best_checkpoint(self) -> Path | None:
-        """The checkpoint of the best reading so far; None without validation."""
+        """The checkpoint of the best reading so far. None without validation."""
         step = self.state.best_global_step
         return None if step is None else Path(self.args.output_dir) / f"checkpoint-{step}"
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """The network as a model's folder, and next to it what only the training needs."""
+        """Writes the network as a model's folder, together with what only training needs."""
         folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save:
             write_model(folder, self.model.model, self.tokenizer)
@@ -238,7 +238,7 @@ class RecipeTrainer(Trainer):
         trainee.alignment.load_state_dict(load_file(folder / ALIGNMENT))
 
     def _save_checkpoint(self, *arguments: Any, **keywords: Any) -> None:
-        """What is called checkpoint-N is whole, wherever the run is killed: until it is, it lies in `unfinished`."""
+        """Makes every checkpoint-N complete, even if the run is killed: it is written in `unfinished`, then renamed."""
         if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
             raise self._not_finite("weights are not finite")
         output = Path(self.args.output_dir)
@@ -258,11 +258,11 @@ class RecipeTrainer(Trainer):
 
 
 PLATEAU = {"mode": "max", "patience": 2, "threshold": 1e-3, "min_lr": 1e-8}
-"""PyTorch's ReduceLROnPlateau as the code that SHNet's authors released sets it."""
+"""PyTorch's ReduceLROnPlateau, with the values of the code that SHNet's authors released."""
 KEPT = 2
-"""Checkpoints that stay, the best one aside."""
+"""The number of checkpoints that are kept, besides the best one."""
 ALIGNMENT = "alignment.safetensors"
-"""The teacher's weights in a checkpoint; the finished model has none."""
+"""The file of the alignment's weights in a checkpoint. The finished model has none."""
 
 
 def write_model(folder: Path, network: ReferringNetwork, tokenizer: WordTokenizer) -> None:
@@ -273,12 +273,12 @@ def write_model(folder: Path, network: ReferringNetwork, tokenizer: WordTokenize
 
 
 def _contiguous(module: nn.Module) -> dict[str, Tensor]:
-    """Its weights as safetensors takes them; `lay_channels_last` has laid some out otherwise."""
+    """The weights in the layout that safetensors accepts, which `lay_channels_last` changed for some."""
     return {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
 
 
 def checkpoints(output: Path) -> list[Path]:
-    """The oldest first."""
+    """The complete checkpoints of a run, oldest first."""
     named = (path for path in output.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit())
     return sorted((path for path in named if path.is_dir()), key=_step)
 
@@ -289,7 +289,7 @@ def _step(checkpoint: Path) -> int:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """The libraries below have an exception each for a disk that is full."""
+    """Turns the libraries' different exceptions for a full disk into a RefsegError."""
     try:
         yield
     except Exception as fault:
@@ -311,7 +311,7 @@ def build_trainer(
     unseen: Sequence[Row],
     checkpoint: Path | None,
 ) -> RecipeTrainer:
-    """The trainer of a recipe. `photos`: the rows of each photograph to learn from; `unseen`: those of validation."""
+    """The trainer of a recipe. `photos` has the rows of each photograph to learn from, `unseen` those of validation."""
     training = recipe.training
     steps = training.max_steps or whole_run(training)
     arguments = _arguments(training, steps)
@@ -324,7 +324,7 @@ def build_trainer(
         collate_fn=Collate(tokenizer, recipe.data.word_dropout),
         num_workers=training.workers,
         persistent_workers=training.workers > 0,
-        # Its own, or it would draw from the generator whose state a resumed run restores.
+        # A generator of its own: otherwise it would draw from the one whose state a resumed run restores.
         generator=torch.Generator().manual_seed(training.seed + done),
     )
     return RecipeTrainer(
@@ -359,7 +359,7 @@ def _arguments(training: TrainingRecipe, steps: int) -> TrainingArguments:
         logging_steps=training.log_steps,
         report_to=training.report_to or "none",
         seed=training.seed,
-        ignore_data_skip=True,  # the sampler itself starts at the checkpoint's step
+        ignore_data_skip=True,  # the sampler starts at the checkpoint's step
         ddp_find_unused_parameters=True,
         remove_unused_columns=False,
     )

@@ -1,4 +1,4 @@
-"""Word vectors that initialise the embedding: from a GloVe file, or from the sentences a user has."""
+"""Word vectors from which the embedding starts: of a GloVe file, or learnt from sentences."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from refseg.words import WordTokenizer, split_words
 log = logging.getLogger(__name__)
 
 WINDOW = 4
-"""Words further apart than this do not count as neighbours."""
+"""The largest distance, in words, at which two words are neighbours."""
 MODERATE = 50_000
-"""The longest vector file, in words, that joins the vocabulary whole."""
+"""The longest vector file, in words, that joins the vocabulary completely."""
 
 
 def vector_words(file: Path, tokenizer: WordTokenizer) -> list[str]:
     """The words of a GloVe text file that join the vocabulary although no sentence of the training has them.
 
-    All of them in a file of at most `MODERATE` words, so that a network with `freeze_words: true` also understands
-    words it was never trained on: their vectors keep their places among those it was. None in a larger file, such as
-    GloVe's own of 2.2 million, which would make up most of the checkpoint; there, only the words of the sentences get
-    vectors. Words that the tokenizer would split are passed over.
+    These are all words of a file of at most `MODERATE` words. A network with `freeze_words: true` then also understands
+    words that it was never trained on, because their vectors stay in place among the others. A larger file gives none:
+    GloVe's own 2.2 million words would make up most of the checkpoint. Only words of the sentences get vectors then.
+    Words that the tokenizer would split are left out.
     """
     try:
         with file.open(encoding="utf-8", errors="replace") as lines:
@@ -41,9 +41,9 @@ def vector_words(file: Path, tokenizer: WordTokenizer) -> list[str]:
 
 
 def start_words(embedding: Tensor, file: Path, tokenizer: WordTokenizer, known: int = 0) -> None:
-    """Gives words their vectors from a GloVe text file, in place; the unknown word starts at the mean of them.
+    """Gives words their vectors from a GloVe text file, in place. The unknown word starts at the mean of them.
 
-    embedding (vocabulary, size). The first `known` words, which a trained network brings, keep theirs.
+    embedding is (vocabulary, size). The first `known` words, which belong to a trained network, keep their vectors.
     """
     vectors = read_vectors(file, tokenizer.vocabulary, embedding.shape[1])
     log.info("word vectors for %d of %d words", len(vectors), len(tokenizer))
@@ -55,7 +55,7 @@ def start_words(embedding: Tensor, file: Path, tokenizer: WordTokenizer, known: 
 
 
 def read_vectors(file: Path, vocabulary: dict[str, int], size: int) -> dict[int, Tensor]:
-    """Vectors of the known words from a GloVe text file: a word and `size` numbers a line."""
+    """Vectors of the known words from a GloVe text file, which has a word and `size` numbers per line."""
     vectors: dict[int, Tensor] = {}
     try:
         with file.open(encoding="utf-8", errors="replace") as lines:
@@ -75,7 +75,7 @@ def read_vectors(file: Path, vocabulary: dict[str, int], size: int) -> dict[int,
 
 
 def read_sentences(file: Path) -> Iterator[str]:
-    """Sentences of a text file (one a line), of JSON lines with `expression`, or of ReferIt's `{id: [sentences]}`."""
+    """The sentences of a text file (one per line), of JSON lines with `expression`, or of ReferIt's query files."""
     try:
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".json":
@@ -89,10 +89,10 @@ def read_sentences(file: Path) -> Iterator[str]:
 
 
 def learn_vectors(sentences: Iterable[str], tokenizer: WordTokenizer, size: int) -> Tensor:
-    """Vectors (vocabulary, size) of unit variance: words that keep the same company lie close together.
+    """Vectors (vocabulary, size) of unit variance. Words with similar neighbours get similar vectors.
 
-    Positive pointwise mutual information within a window of four words, with the context counts
-    smoothed by the power 0.75, then its leading singular vectors (Levy, Goldberg and Dagan 2015).
+    They are the leading singular vectors of the positive pointwise mutual information within a window of four words,
+    with the context counts smoothed by the power 0.75 (Levy, Goldberg and Dagan 2015).
     """
     counts = torch.zeros(len(tokenizer), len(tokenizer))
     batch: list[str] = []
