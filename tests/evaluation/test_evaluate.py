@@ -213,7 +213,7 @@ class LogitSegmenter(ColumnSegmenter):
         return EncodedSize(self.size)
 
     def mask_logits(self, encoded, expressions):
-        logits = torch.full((len(expressions), 1, 10, 10), -4.0)
+        logits = np.full((len(expressions), 1, 10, 10), -4.0, dtype=np.float32)
         for number, expression in enumerate(expressions):
             logits[number, 0, :, : int(expression)] = 4
             logits[number, 0, :, int(expression) : int(expression) + 1] = -0.2

@@ -319,13 +319,13 @@ SIZE, INPUT = (30, 52), 40
 )
 def test_the_pixels_that_are_scored(protocol, size):
     mask = blob(*SIZE)
-    logits = torch.randn(2, 1, 10, 10, generator=torch.Generator().manual_seed(1)) * 3
+    logits = (torch.randn(2, 1, 10, 10, generator=torch.Generator().manual_seed(1)) * 3).numpy()
     assert protocol.size(SIZE, INPUT) == size
     decided = protocol.decide(logits, SIZE, INPUT)
     assert decided.shape == (2, *size)
     assert protocol.bring_target(mask, INPUT).shape == protocol.bring(mask, INPUT).shape == size
     for number in range(2):
-        small = logits[number, 0].numpy().astype(float)
+        small = logits[number, 0].astype(float)
         probability = cris(sigmoid(small), size, INPUT) if protocol is CRIS else sigmoid(bilinear(small, size))
         clear = abs(probability - protocol.threshold) > 1e-4
         assert (decided[number] == (probability > protocol.threshold))[clear].all()
@@ -335,8 +335,8 @@ def test_the_pixels_that_are_scored(protocol, size):
 @pytest.mark.parametrize("size", [(30, 52), (52, 30), (40, 40), (100, 37)])
 @pytest.mark.parametrize("letterbox", [True, False])
 def test_cris_undoes_what_the_network_saw(size, letterbox):
-    logits = torch.randn(1, 1, 10, 10, generator=torch.Generator().manual_seed(2)) * 3
-    probability = cris(sigmoid(logits[0, 0].numpy().astype(float)), size, INPUT, letterbox)
+    logits = (torch.randn(1, 1, 10, 10, generator=torch.Generator().manual_seed(2)) * 3).numpy()
+    probability = cris(sigmoid(logits[0, 0].astype(float)), size, INPUT, letterbox)
     clear = abs(probability - 0.35) > 0.02  # a place between two steps of 1/32 may be rounded either way
     decided = CRIS.decide(logits, size, INPUT, letterbox=letterbox)[0]
     assert (decided == (probability > 0.35))[clear].all()
