@@ -299,6 +299,14 @@ def test_help_and_mistakes_wait_for_nothing_heavy(tmp_path, line):
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
+def test_answers_wait_for_nothing_heavy(here, tiny_model):
+    line = ["segment", PHOTO, "the dog", "--model", str(tiny_model), "--device", "cpu"]
+    code = f"import sys; from refseg.cli import main; main({line}); print([*{{*{HEAVY}}} & {{*sys.modules}}])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert Path("refseg-out/street--the-dog.jpg").exists(), done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_the_version_is_told():
     assert refseg("--version").stdout.startswith("refseg ")
 

@@ -41,21 +41,21 @@ def segment(
         list[str] | None,
         typer.Argument(
             metavar="PHOTO... EXPRESSION...",
-            help="Photographs (files, folders with a slash behind, patterns) and sentences, in any order.",
+            help="Photographs and sentences, in any order. A photograph is a file, a folder/ or a pattern.",
             show_default=False,
         ),
     ] = None,
     photo: Annotated[
         list[str] | None,
-        typer.Option("--photo", "-p", help="A photograph, folder or pattern, without doubt.", show_default=False),
+        typer.Option("--photo", "-p", help="Treat this argument as a photograph, a folder or a pattern.", show_default=False),
     ] = None,
     expression: Annotated[
         list[str] | None,
-        typer.Option("--expression", "-e", help="An expression, without doubt.", show_default=False),
+        typer.Option("--expression", "-e", help="Treat this argument as an expression.", show_default=False),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The folder for the results; refseg-out, or with --json none.", show_default=False),
+        typer.Option(help="The folder for the results. By default refseg-out, or none with --json.", show_default=False),
     ] = None,
     format: Annotated[
         Format,
@@ -76,13 +76,14 @@ def segment(
 
     \b
     refseg segment street.jpg "the red bag"
-    refseg segment street.jpg "the red bag" "left shoe" --out masks --format mask
-    refseg segment photos/ "the dog"                      every photograph of a folder
-    refseg segment "photos/*.png" "the dog" --json        one JSON line each, for scripts
-    refseg segment -p photos -e "cat.png on the screen"   no doubt which is which
+    refseg segment street.jpg "the red bag" "left shoe" --format mask
+    refseg segment photos/ "the dog"                     every photograph of a folder
+    refseg segment "photos/*.png" "the dog" --json       one JSON line each, for scripts
+    refseg segment -p photos -e "cat.png on the screen"  says which is which
 
-    What exists as a file or looks like one is a photograph, and all else is an expression.
-    What could be either is an error that says how to write it. A result is FOLDER/street--the-red-bag.jpg.
+    An argument that exists as a file, or looks like one, is a photograph. Any other is an expression.
+    One that could be either is an error, which says how to write it.
+    A result is written to refseg-out/street--the-red-bag.jpg, or into the folder of --out.
 
     The exit code is 1 if some photographs could not be read and were skipped, and 2 if nothing could be done.
     """
@@ -131,7 +132,7 @@ def describe(photo: Path, result: Segmentation, path: Path | None) -> str:
 def _segment_all(
     segmenter: Segmenter, photos: Sequence[Path], expressions: list[str]
 ) -> Iterator[tuple[Path, list[Segmentation]]]:
-    """The results of one photograph after another; those that cannot be read are reported and passed over."""
+    """The results of one photograph after another. Photographs that cannot be read are reported and left out."""
     from tqdm import tqdm
 
     quiet = len(photos) <= _A_HANDFUL or not sys.stderr.isatty()
@@ -145,7 +146,7 @@ def _segment_all(
 
 
 def _say(line: str) -> None:
-    """Prints above the progress bar, at once: a reader that hung up is noticed here."""
+    """Prints above the progress bar, at once. A reader that has hung up is noticed here."""
     from tqdm import tqdm
 
     tqdm.write(line)
