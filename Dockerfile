@@ -1,15 +1,10 @@
 # The server on a CPU:  docker build -t refseg .  &&  docker run --rm -p 8000:8000 refseg
 FROM python:3.12-slim
 
-# Where the CPU build of torch is found; its address belongs on the command line: --build-arg TORCH_INDEX=…
-# Left empty, pip takes torch from its usual index, CUDA libraries included.
-ARG TORCH_INDEX=""
-
 WORKDIR /app
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY src src
-RUN if [ -n "$TORCH_INDEX" ]; then pip install --no-cache-dir --index-url "$TORCH_INDEX" "torch>=2.6,<2.14"; fi \
-    && pip install --no-cache-dir ".[serve,demo]" \
+RUN pip install --no-cache-dir ".[serve]" \
     && useradd --create-home refseg
 
 USER refseg

@@ -1,10 +1,12 @@
-# `make` alone lists the targets. Everything is installed into .venv, once, and again when pyproject.toml changes.
+# `make` alone lists the targets. What a target needs is installed into .venv, once, and again when pyproject.toml
+# changes: `make demo` needs refseg alone, all other targets everything.
 # Another interpreter: make demo PYTHON=python3.12    Some of the tests: make test ARGS="-k words"
 
 PYTHON ?= python3
 ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+BASE := .venv/.base
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test oldest lint types format docs venv clean
@@ -12,7 +14,7 @@ INSTALLED := .venv/.installed
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED) ## segment a real photograph with the shipped model and write the overlays to demo/
+demo: $(BASE) ## segment a real photograph with the shipped model and write the overlays to demo/
 	$(BIN)/refseg demo $(ARGS)
 
 test: $(INSTALLED) ## run the tests
@@ -44,10 +46,14 @@ clean: ## remove what these targets made, .venv included
 	rm -rf .venv build demo src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -prune -exec rm -rf {} +
 
-$(INSTALLED): pyproject.toml
+$(BASE): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "refseg needs Python 3.11 or newer and '$(PYTHON)' is not; name one: make PYTHON=python3.12" >&2; exit 1; }
-	@echo "installing into .venv: a few minutes, once"
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(INSTALLED): $(BASE)
+	@echo "installing PyTorch and the tools into .venv: a few minutes, once"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	@touch $@

@@ -32,10 +32,9 @@ from refseg.data.sources import load_rows
 from refseg.data.table import read_table, write_table
 from refseg.evaluation.comparison import read_runs, to_csv, to_markdown
 from refseg.evaluation.evaluate import evaluate
-from refseg.training.recipe import load_recipe
+from refseg.training.recipe import RECIPES, load_recipe
 from refseg.training.run import run
 
-RECIPES = Path("recipes")
 ROWS = (
     "shnet",
     "baseline",

@@ -53,17 +53,16 @@ def named(pages):
 @pytest.fixture
 def folder(tmp_path, tiny_model, monkeypatch):
     """What the pages speak of: a photograph, alone and in a folder, recipes, examples, and a trained model."""
-    from refseg.demo import sample_photo
+    from refseg.demo import PHOTO
 
     monkeypatch.setenv("REFSEG_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("CURL_HOME", str(tmp_path))
     (tmp_path / ".curlrc").write_text("fail\n")  # a refusal is a failure
     (tmp_path / "photos").mkdir()
-    with Image.open(sample_photo()) as photo:
+    with Image.open(PHOTO) as photo:
         photo.resize((256, 256)).save(tmp_path / "street.jpg")
     shutil.copy(tmp_path / "street.jpg", tmp_path / "photos")
-    for name in ("recipes", "examples"):
-        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
     shutil.copytree(tiny_model, tmp_path / "runs" / "mine")
     return tmp_path
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from refseg.models.shnet import SHNetConfig
+from refseg.training.recipe import RECIPES as RECIPE_FOLDER
 from refseg.training.recipe import Phase, load_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {
     f"{path.parent.name}/{path.stem}": path
-    for path in sorted((ROOT / "recipes").glob("*/*.yaml"))
+    for path in sorted(RECIPE_FOLDER.glob("*/*.yaml"))
     if path.parent.name != "tables"
 }
 LARGE = {"model.image_size": 448}

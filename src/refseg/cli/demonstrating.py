@@ -17,17 +17,16 @@ def demo(
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Segments three things in a sample photograph, offline.
+    """Segments three things in a photograph that the package carries, offline.
 
     \b
     refseg demo
     refseg demo --out pictures
     """
-    from refseg.demo import sample_photo, show
+    from refseg.demo import PHOTO, show
 
     ensure_writable(out)
-    photo = sample_photo()
-    typer.echo(photo)
+    typer.echo(PHOTO)
     for number, answer in enumerate(show(load_model(SHIPPED, device, threads=threads), out)):
         note = "" if number else ", the photograph's encoding included"
-        typer.echo(f"{describe(photo, answer.result, answer.path)}  {answer.seconds:.2f} s{note}")
+        typer.echo(f"{describe(PHOTO, answer.result, answer.path)}  {answer.seconds:.2f} s{note}")

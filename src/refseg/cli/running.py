@@ -16,6 +16,9 @@ from refseg.errors import RefsegError
 Order: TypeAlias = Mapping[str, Mapping[Callable[..., None] | typer.Typer, dict[str, Any]]]
 """Titles of the sections of --help, the commands in each, and how typer adds each command."""
 
+_OF_TRAINING = ("torch", "transformers", "accelerate", "safetensors", "tensorboard", "yaml", "onnx_ir", "onnxscript")
+"""Packages that a base installation lacks."""
+
 
 def application(order: Order) -> typer.Typer:
     """The command `refseg` with these commands; a command's name is its function's or its group's."""
@@ -72,6 +75,10 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 0
     except RefsegError as fault:
         typer.echo(f"refseg: {fault}", err=True)
+    except ModuleNotFoundError as fault:
+        if (fault.name or "").partition(".")[0] not in _OF_TRAINING:
+            raise
+        typer.echo(f'refseg: this command needs {fault.name}; pip install "refseg[train]"', err=True)
     except OSError as fault:
         place = f": {fault.filename}" if fault.filename else ""
         typer.echo(f"refseg: {fault.strerror or fault}{place}", err=True)
@@ -92,6 +99,6 @@ def refseg(
     \b
     refseg demo                                see it work, offline
     refseg segment street.jpg "the red bag"    on your own photograph
-    refseg train recipes/scenes.yaml           train a small model, no download
+    refseg train scenes                        train a small model, no download
     refseg COMMAND --help                      what a command does, with examples
     """

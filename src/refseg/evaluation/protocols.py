@@ -74,7 +74,7 @@ class Protocol:
         """
         if not self.bicubic:
             return to_photograph(mask_logits, self.size(photograph, image_size)) > self.threshold
-        probability = sigmoid(mask_logits.astype(np.float64)[:, 0])
+        probability = sigmoid(np.asarray(mask_logits, dtype=np.float64)[:, 0])
         for axis, places in enumerate(_warped(photograph, image_size, letterbox), start=1):
             side = probability.shape[axis]
             weights = _cubic(places, image_size) @ _cubic(_aligned(image_size, side), side, repeat=True)

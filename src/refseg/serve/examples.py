@@ -1,4 +1,4 @@
-"""A photograph for a first try: the one that comes with matplotlib, where that is installed."""
+"""A photograph for a first try: the demonstration's."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from refseg.errors import RefsegError
+from refseg.demo import EXPRESSIONS, PHOTO, TITLE
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,4 @@ class Example:
 @cache
 def photographs() -> dict[str, Example]:
     """The examples by name; read when they are first asked for."""
-    from refseg.demo import EXPRESSIONS, sample_photo
-
-    try:
-        content = sample_photo().read_bytes()
-    except RefsegError:  # without matplotlib
-        return {}
-    title = "Grace Hopper, 1984. United States Navy, public domain"
-    return {"portrait.jpg": Example("portrait.jpg", title, EXPRESSIONS, content)}
+    return {PHOTO.name: Example(PHOTO.name, TITLE, EXPRESSIONS, PHOTO.read_bytes())}
