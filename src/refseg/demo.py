@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 PHOTO = Path(__file__).parent / "photographs" / "coffee.jpg"
 """A cup of coffee on a table. NOTICE names its source and its terms."""
 TITLE = "Coffee, by Rachel Michetti. CC0"
-EXPRESSIONS = ("the cup", "the spoon", "the table")
+EXPRESSIONS = ("the cup", "the table", "a dog")
 
 
 @dataclass(frozen=True)
