@@ -112,7 +112,7 @@ def trace(
         )
     assert program is not None
     model = program.model
-    _make_inputs(model, [name for name, _ in (*graph.named_parameters(), *graph.named_buffers())])
+    _make_inputs(model, list(graph.state_dict()))  # what no checkpoint stores stays a constant of the graph
     onnxscript.optimizer.optimize(model, output_size_limit=_FOLDED)
     passes.ClearMetadataAndDocStringPass()(model)
     return model

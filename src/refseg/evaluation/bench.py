@@ -149,11 +149,12 @@ def inference(rounds: int, threads: int, openvino: bool = False) -> list[Line]:
             cases |= _of_eight(f"{label}, torch in bfloat16", TorchEngine(network, precision="bfloat16"))
         cases |= _of_clipseg(Path(scratch), threads)
     names = ["onnx", "torch", *(["openvino"] if openvino else [])]
-    engines = {name: load(device="cpu", engine=name, threads=threads).engine for name in names}
+    models = {f"shipped model, {name}": load(device="cpu", engine=name, threads=threads) for name in names}
     if computes_in_bf16():
-        engines["torch in bfloat16"] = load(device="cpu", precision="bfloat16", threads=threads).engine
-    for name, engine in engines.items():
-        cases |= _of_photo(f"shipped model, {name}", engine)
+        models["shipped model, torch in bfloat16"] = load(device="cpu", precision="bfloat16", threads=threads)
+    models["variant street, onnx"] = load("street", device="cpu", threads=threads)
+    for name, segmenter in models.items():
+        cases |= _of_photo(name, segmenter.engine, segmenter.image_size)
     return measure("inference", cases, rounds)
 
 
@@ -242,10 +243,11 @@ class Busy:
 
 def busy(rounds: int) -> list[Busy]:
     """The engines with one thread and with their default; each in turn, first idle, then beside busy processes."""
-    image = np.random.default_rng(0).random((1, 3, 320, 320), dtype=np.float32)
     counts = sorted({1, available_threads()}, reverse=True)
     engines = [(name, count) for name in ("onnx", "torch") for count in counts]
-    loaded = {key: load(device="cpu", engine=key[0], threads=key[1]).engine for key in engines}
+    loaded = {key: load(device="cpu", engine=key[0], threads=key[1]) for key in engines}
+    side = next(iter(loaded.values())).image_size
+    image = np.random.default_rng(0).random((1, 3, side, side), dtype=np.float32)
     times: dict[bool, dict[tuple[str, int], list[float]]] = {False: {}, True: {}}
     for beside in (False, True):
         with ExitStack() as stack:
@@ -253,10 +255,10 @@ def busy(rounds: int) -> list[Busy]:
                 process = stack.enter_context(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
                 stack.callback(process.kill)
             for _ in range(1 + rounds):  # the first round warms up
-                for (name, count), engine in loaded.items():
+                for (name, count), segmenter in loaded.items():
                     if name == "torch":
                         torch.set_num_threads(count)
-                    seconds = _seconds(partial(_first, engine, image))
+                    seconds = _seconds(partial(_first, segmenter.engine, image))
                     times[beside].setdefault((name, count), []).append(seconds)
     lines = []
     for name, count in engines:
