@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from refseg.training.losses import choice_loss, mask_loss
+from refseg.training.losses import choice_loss, mask_loss, outline
 
 HALF = torch.tensor([1.0, 0.0]).view(1, 1, 1, 2)
 
@@ -89,3 +89,10 @@ def test_what_a_rival_shares_with_the_referent_is_the_referents():
     logits = torch.randn(1, 1, 1, 2)
     assert choice_loss(logits, HALF, torch.ones(1, 1, 1, 2)) == choice_loss(logits, HALF, RIVAL)
     assert choice_loss(logits, HALF, HALF) == 0
+
+
+def test_an_outline_is_what_lies_near_both_inside_and_outside():
+    row = torch.tensor([0.0] * 4 + [1.0] * 6).expand(5, -1)[None, None]
+    assert outline(row)[0, 0, 2].tolist() == [0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    assert not outline(torch.ones(1, 1, 4, 4)).any() and not outline(torch.zeros(1, 1, 4, 4)).any()
+    assert outline(row * 0.5).max() == 0.5

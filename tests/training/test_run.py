@@ -403,6 +403,19 @@ def test_maps_on_the_way_have_a_loss_each(tmp_path):
     assert trainee(**batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_outlines_on_the_way_are_compared_with_the_masks_border(monkeypatch):
+    trainee, batch, logits, maps = trainee_and_batch("cells", [16], auxiliary_weight=0.25)
+    monkeypatch.setattr(trainee.model, "answer", lambda *_: Prediction(logits, outlines=maps))
+    targets = torch.zeros(2, 1, 32, 32)
+    targets[:, :, 8:24, 8:24] = 1
+    inside = targets.clone()
+    inside[:, :, 10:22, 10:22] = 0
+    border = F.pad(torch.ones(2, 1, 20, 20), (6, 6, 6, 6)) - targets + inside
+    resized = F.interpolate(maps["0"], (32, 32), mode="bilinear")
+    expected = mask_loss(logits, targets, 0.0) + 0.25 * mask_loss(resized, border, 0.0)
+    assert trainee(**{**batch, "targets": targets})["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_against_a_fine_target_the_logits_are_resized():
     trainee, batch, logits, _ = trainee_and_batch("full", dice_weight=1.0, choice_weight=1.0)
     resized = F.interpolate(logits, (64, 64), mode="bilinear", align_corners=False)

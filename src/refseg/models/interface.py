@@ -133,6 +133,8 @@ class Prediction:
     """(B, 1, h, w) over the network's square; h = w = `ReferringConfig.output_side`."""
     auxiliary: dict[str, Tensor] = field(default_factory=dict)
     """Mask logits (B, 1, h', w') of maps on the way, by name, for losses; networks without leave it empty."""
+    outlines: dict[str, Tensor] = field(default_factory=dict)
+    """Logits (B, 1, h', w') of the referent's outline, by name, for losses; networks without leave it empty."""
     confidence: Tensor | None = None
     """(B,) in 0..1: how sure the network is of each answer, where it says so itself."""
 

@@ -18,6 +18,7 @@ NETWORKS = {
     "brinet": "refseg.models.brinet:BRINet",
     "lscm": "refseg.models.lscm:LSCM",
     "cmpc": "refseg.models.cmpc:CMPC",
+    "efn": "refseg.models.efn:EFN",
     "busnet": "refseg.models.busnet:BUSNet",
 }
 """Where each network is: its module and its class."""

@@ -34,6 +34,14 @@ def choice_loss(mask_logits: Tensor, targets: Tensor, rivals: Tensor) -> Tensor:
     return ((missed + taken) / 2 * rivals.flatten(1).any(dim=1)).mean()
 
 
+def outline(targets: Tensor) -> Tensor:
+    """Where the border of a mask is, (B, 1, h, w) in 0..1: within two cells of both inside and outside.
+
+    Targets are (B, 1, h, w) in 0..1.
+    """
+    return F.max_pool2d(targets, 5, stride=1, padding=2) + F.max_pool2d(-targets, 5, stride=1, padding=2)
+
+
 def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     """The weighted mean of each expression, (B,). Weights of less than a cell give hardly anything."""
     return (values * weights).sum(dim=(1, 2, 3)) / (weights.sum(dim=(1, 2, 3)) + 0.1)

@@ -126,7 +126,7 @@ class TrainingRecipe:
     choice_weight: float = 0.0
     """Weight of the loss for telling the referent from its siblings; see `losses.choice_loss`. 0 turns it off."""
     auxiliary_weight: float = 0.1
-    """Weight of the loss of each auxiliary map (`Prediction.auxiliary`), for networks that have such maps."""
+    """Weight of the loss of each auxiliary map and outline (see `models.interface.Prediction`), where there are any."""
     target: str = "cells"
     """What the mask logits are compared with.
 

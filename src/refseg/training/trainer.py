@@ -29,7 +29,7 @@ from refseg.models.reading import quiet_transformers, read_network
 from refseg.segmenter import Segmenter
 from refseg.training.alignment import Alignment
 from refseg.training.batches import Collate, PhotoDataset, PhotoSampler, scaled_grid
-from refseg.training.losses import choice_loss, mask_loss
+from refseg.training.losses import choice_loss, mask_loss, outline
 from refseg.training.recipe import MEASURES, Recipe, TrainingRecipe
 from refseg.words import WordTokenizer
 
@@ -97,9 +97,10 @@ class Trainee(nn.Module):
             targets, rivals = targets[answered], rivals[answered]
             logits = self._fitted(prediction.mask_logits, targets)
             losses.append(self._loss(logits, targets, rivals))
-            for on_the_way in prediction.auxiliary.values():
-                logits = self._fitted(on_the_way, targets)
-                losses.append(self.recipe.auxiliary_weight * mask_loss(logits, targets, 0.0))
+            on_the_way = [(logits, targets) for logits in prediction.auxiliary.values()]
+            on_the_way += [(logits, outline(targets)) for logits in prediction.outlines.values()]
+            for logits, aim in on_the_way:
+                losses.append(self.recipe.auxiliary_weight * mask_loss(self._fitted(logits, aim), aim, 0.0))
         return {"loss": torch.stack(losses).sum()}
 
     def _fitted(self, mask_logits: Tensor, targets: Tensor) -> Tensor:
