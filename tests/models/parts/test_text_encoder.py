@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from refseg.errors import RefsegError
 from refseg.models.parts.text_encoder import TextEncoder
 
 IDS = torch.tensor([[3, 4, 5, 0], [6, 2, 0, 0]])
@@ -51,3 +52,23 @@ def test_frozen_words_get_no_gradient_and_padding_never_does(freeze):
     else:
         moved = gradient.abs().sum(dim=1) > 0
         assert moved.nonzero().flatten().tolist() == [2, 3, 4, 5, 6]
+
+
+def test_one_hot_words_are_read_by_the_lstm_itself():
+    """The LSTM's input weights are then the words' vectors: those of a table, whose vectors are the rows of one."""
+    one_hot = TextEncoder(vocabulary=9, embedding=None, width=6, dropout=0.5)
+    table = TextEncoder(vocabulary=9, embedding=9, width=6, dropout=0.0)
+    table.embedding.weight.data = torch.eye(9)
+    table.embedding.weight.data[0] = 0
+    table.lstm.load_state_dict(one_hot.lstm.state_dict())
+    assert torch.equal(one_hot(IDS, MASK), table(IDS, MASK)), "and no word is dropped"
+    assert {name.partition(".")[0] for name in one_hot.state_dict()} == {"lstm"}
+    one_hot(IDS, MASK).square().sum().backward()
+    read = one_hot.lstm.weight_ih_l0.grad.abs().sum(dim=0) > 0
+    assert read.nonzero().flatten().tolist() == [2, 3, 4, 5, 6]
+
+
+def test_one_hot_words_have_no_vectors():
+    encoder = TextEncoder(vocabulary=9, embedding=None, width=6, dropout=0.0)
+    with pytest.raises(RefsegError, match="leave out one_hot, or word_vectors, sentences and start"):
+        _ = encoder.embedding.weight

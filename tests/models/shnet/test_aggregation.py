@@ -10,6 +10,7 @@ from refseg.models.shnet.aggregation import (
     Affinity,
     Conv3DAggregation,
     ConvLSTMAggregation,
+    ConvLSTMOfRRN,
     JoinConv3D,
     SumAggregation,
 )
@@ -107,3 +108,39 @@ def test_convlstm_ends_at_the_shallowest_level():
     write, _, read, new = F.conv2d(fused[0][0], walk.gates.weight[:, :C], walk.gates.bias, padding=1).chunk(4, dim=1)
     torch.testing.assert_close(walk(fused, MASK), read.sigmoid() * (write.sigmoid() * new.tanh()).tanh())
     assert not torch.allclose(walk(fused, MASK), full)
+
+
+def test_the_convlstm_of_rrn_walks_from_the_deepest_level_to_the_shallowest():
+    aggregation = ConvLSTMOfRRN(C, grid=4).double()
+    fused = fused_levels(4, 4)
+    expected = aggregation.walk([fused[2][0], fused[1][0], fused[0][0]])
+    assert torch.equal(aggregation(fused, MASK), expected)
+    assert not torch.allclose(aggregation(fused[::-1], MASK), expected)
+
+
+def test_pixels_may_be_wider_than_words():
+    """As in the baseline's levels, which carry the sentence."""
+    hcam = prepared(HCAM(2 * C, dropout=0.0, words=C))
+    fused = [(torch.cat([pixels, pixels.flip(1)], dim=1), words) for pixels, words in fused_levels(3, 4)]
+    received = []
+    for i, (pixels, _) in enumerate(fused):
+        received.append(pixels)
+        for j, (other, words) in enumerate(fused):
+            if j != i:
+                received[i] = received[i] + plain_affinity(hcam.gates[i], pixels, average_word(words, MASK)) * other
+    torch.testing.assert_close(hcam(fused, MASK), plain_join(hcam.join, received), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_biases_before_the_batch_norms_count(training):
+    fused = fused_levels(3, 4)
+    hcam = prepared(HCAM(C, dropout=0.0, bias=True, slope=0.0), training)
+    joint = hcam(fused, MASK)
+    assert (joint >= 0).all() and (joint == 0).any()
+    for conv in (*(gate.conv for gate in hcam.gates), hcam.join.conv):
+        conv.bias.data += 1
+    moved = hcam(fused, MASK)
+    if training:  # the batch norm takes them away again
+        torch.testing.assert_close(moved, joint)
+    else:
+        assert not torch.allclose(moved, joint)

@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from refseg.models.parts.text_encoder import average_word, last_word
-from refseg.models.shnet.fusion import SFM, ConcatFusion, attention
+from refseg.models.shnet.fusion import SFM, ConcatFusion, TileFusion, attention
 
 B, C, H, W, T = 2, 8, 3, 5, 4
 MASK = torch.tensor([[True, True, True, True], [True, True, False, False]])
@@ -92,6 +94,47 @@ def test_the_baseline_reads_the_last_word_alone(level, words):
     assert not torch.allclose(fusion(level, late, MASK)[0], pixels)
 
 
+def test_the_papers_baseline_is_the_level_and_the_tiled_sentence(level, words):
+    pixels, fused = TileFusion()(level, words, MASK)
+    assert pixels.shape == (B, 2 * C, H, W) and torch.equal(fused, words)
+    assert torch.equal(pixels[:, :C], level)
+    assert torch.equal(pixels[1, C:], words[1, 1][:, None, None].expand(C, H, W))
+
+
+def test_without_the_first_norm_the_layers_read_what_came_in(level, words):
+    fusion, seen = sfm(norm=False), []
+    fusion.layers[0].register_forward_pre_hook(lambda layer, given: seen.append(given[0]))
+    fusion(level, words, MASK)
+    assert torch.equal(seen[0], torch.cat([level.flatten(2).mT, words], dim=1))
+    assert {name.split(".")[0] for name, _ in fusion.named_parameters()} == {"layers", "final_norm"}
+
+
+def test_shares_of_attention_are_dropped_in_training_alone(level, words):
+    fusion = sfm(dropout=0.0, attention_dropout=0.5)
+    assert torch.equal(fusion(level, words, MASK)[0], fusion(level, words, MASK)[0])
+    fusion.train()
+    assert not torch.equal(fusion(level, words, MASK)[0], fusion(level, words, MASK)[0])
+
+
+def test_counted_places_are_those_that_the_sheet_writes_out():
+    """Each number by its formula, one after the other: column in the first half of the channels, row in the second."""
+    fusion, like = sfm(counted=True), torch.zeros(C)
+
+    def code(place, channel, width):
+        angle = place * 10000 ** (-2 * (channel // 2) / width)
+        return math.cos(angle) if channel % 2 else math.sin(angle)
+
+    pixels, words = fusion.place_pixels(H, W, like), fusion.place_words(T, like)
+    for row in range(H):
+        for column in range(W):
+            for channel in range(C // 2):
+                here = pixels[row * W + column]
+                assert here[channel] == pytest.approx(code(column, channel, C // 2), abs=1e-6)
+                assert here[C // 2 + channel] == pytest.approx(code(row, channel, C // 2), abs=1e-6)
+    for place in range(T):
+        assert words[place].tolist() == pytest.approx([code(place, c, C) for c in range(C)], abs=1e-6)
+
+
 def test_sentence_features():
     words = torch.tensor([[[1.0], [3.0], [8.0]], [[5.0], [7.0], [9.0]]])
     mask = torch.tensor([[True, True, True], [True, False, False]])
@@ -109,8 +152,9 @@ def test_attention_is_what_the_layers_attend_to(level, words, monkeypatch):
     """Against the layers' own attention, handed one-hot values, which it turns into its weights."""
     fusion, weights, attend = sfm(), [], F.scaled_dot_product_attention
 
-    def watched(query, key, value, attn_mask):
+    def watched(query, key, value, attn_mask, dropout_p):
         one_hot = torch.eye(key.shape[2]).expand(B, query.shape[1], -1, -1)
+        assert dropout_p == 0
         weights.append(attend(query, key, one_hot, attn_mask=attn_mask).mean(dim=1))  # (B, N, N)
         return attend(query, key, value, attn_mask=attn_mask)
 

@@ -1,14 +1,27 @@
-"""MGATE, TGFE and GBFM: cases computed by hand with gates that are wide open or shut."""
+"""MGATE, TGFE and GBFM in both forms: cases computed by hand with gates that are wide open or shut."""
+
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from refseg.models.parts.text_encoder import average_word
-from refseg.models.shnet.gated_aggregation import GBFM, MGATE, TGFE, Entry, Exchange
+from refseg.models.shnet.gated_aggregation import (
+    GBFM,
+    MGATE,
+    TGFE,
+    Entry,
+    Exchange,
+    GBFMOfBRINet,
+    SharedExchange,
+    TGFEOfCMPC,
+)
 
 B, C, T = 3, 4, 5
-KINDS = [MGATE, TGFE, GBFM]
+MGATEOfCMSA = partial(MGATE, learnt=True)
+CMPCS = partial(TGFEOfCMPC, words=C, grid=3)
+KINDS = [MGATE, MGATEOfCMSA, TGFE, CMPCS, GBFM, GBFMOfBRINet]
 MASK = torch.tensor([[True] * 5, [True] * 2 + [False] * 3, [False] * 5])
 
 
@@ -73,7 +86,7 @@ def test_mgate_with_shut_reset_gates_adds_the_levels(fused):
 
 def test_mgate_with_open_gates_exchanges_the_levels(fused):
     """o_i = tanh(γ x_j + (1 − γ) x_k): with γ = 1 level 0 takes level 1, and the two others take level 0."""
-    mgate = build(MGATE)
+    mgate = build(MGATEOfCMSA)
     for gate in mgate.gates:
         gate.bias.data[C:] = 1e3
     mgate.share.data = torch.ones(3).double()
@@ -93,9 +106,10 @@ def test_mgate_with_shut_memory_gates_takes_nothing_from_the_others(fused):
     torch.testing.assert_close(mgate(fused, MASK), sum(candidates))
 
 
-def test_the_gates_of_mgate_start_open_and_its_shares_even(fused):
+@pytest.mark.parametrize("kind", [MGATE, MGATEOfCMSA])
+def test_the_gates_of_mgate_start_open_and_its_shares_even(kind, fused):
     """Without weights c is 0 and m and r are σ(1): o = r tanh(m (x_j + x_k) / 2) + (1 − r) x."""
-    mgate = build(MGATE)
+    mgate = build(kind)
     for gate in mgate.gates:
         shut(gate, 0.0)
     a, b, c = (pixels for pixels, _ in fused)
@@ -106,8 +120,9 @@ def test_the_gates_of_mgate_start_open_and_its_shares_even(fused):
 
 def test_an_exchange_with_a_shut_gate_leaves_the_level_alone(fused):
     (pixels, words), *others = fused
-    exchange = Exchange(C).double()
-    shut(exchange.open)
+    exchange = Exchange(C, C).double()
+    for gate in exchange.open:
+        shut(gate)
     torch.testing.assert_close(
         exchange(pixels, [o for o, _ in others], average_word(words, MASK)), F.normalize(pixels, dim=1)
     )
@@ -115,63 +130,139 @@ def test_an_exchange_with_a_shut_gate_leaves_the_level_alone(fused):
 
 def test_an_exchange_with_an_open_gate_adds_the_others(fused):
     (pixels, words), *others = fused
-    exchange = Exchange(C).double()
-    shut(exchange.open, 1e3)
-    exchange.value.weight.data = torch.eye(C)[:, :, None, None].double()
-    exchange.value.bias.data.zero_()
+    exchange = Exchange(C, C).double()
+    for gate, value in zip(exchange.open, exchange.value, strict=True):
+        shut(gate, 1e3)
+        value.weight.data = torch.eye(C)[:, :, None, None].double()
+        value.bias.data.zero_()
     result = exchange(pixels, [o for o, _ in others], average_word(words, MASK))
     torch.testing.assert_close(result, F.normalize(pixels + sum(o.relu() for o, _ in others), dim=1))
 
 
 def test_an_exchange_pools_where_pixels_agree_with_the_sentence():
     """One place is the sentence itself, the others oppose it: its channel 0 opens the gate, theirs would shut it."""
-    exchange = Exchange(2).double()
+    exchange = Exchange(2, 2).double()
     for linear, weight in (
+        (exchange.key, torch.eye(2)[:, :, None, None]),
         (exchange.query, torch.eye(2)),
         (exchange.context, torch.eye(2, 4)),
-        (exchange.open, torch.tensor([[20.0, 0.0], [20.0, 0.0]])),
-        (exchange.value, torch.eye(2)[:, :, None, None]),
+        *((gate, torch.tensor([[20.0, 0.0], [20.0, 0.0]])) for gate in exchange.open),
+        *((value, torch.eye(2)[:, :, None, None]) for value in exchange.value),
     ):
         linear.weight.data = weight.double()
         linear.bias.data.zero_()
     sentence = torch.tensor([[30.0, 0.0]]).double()
     pixels = torch.tensor([[[[1.0, -1.0, -1.0]], [[0.0, 0.0, 0.0]]]]).double()  # (1, 2, 1, 3)
-    other = torch.full_like(pixels, 2.0)
-    expected = F.normalize(pixels + other, dim=1)
-    torch.testing.assert_close(exchange(pixels, [other], sentence), expected)
-    against = exchange(pixels, [other], -sentence)
+    others = [torch.full_like(pixels, 2.0), torch.full_like(pixels, 3.0)]
+    expected = F.normalize(pixels + sum(others), dim=1)
+    torch.testing.assert_close(exchange(pixels, others, sentence), expected)
+    against = exchange(pixels, others, -sentence)
     torch.testing.assert_close(against, F.normalize(pixels, dim=1))
 
 
 def test_an_exchange_is_its_equation(fused):
     (pixels, words), (first, _), (second, _) = fused
-    exchange = Exchange(C).double()
+    exchange = Exchange(C, C).double()
     sentences = average_word(words, MASK)
     result = exchange(pixels, [first, second], sentences)
     for b, s in enumerate(sentences):
         places = pixels[b].flatten(1).T  # (hw, C)
-        share = (places @ exchange.query(s) / C**0.5).softmax(dim=0)
+        keys = exchange.key(pixels)[b].flatten(1).T
+        share = (keys @ exchange.query(s) / C**0.5).softmax(dim=0)
         pooled = sum(weight * place for weight, place in zip(share, places, strict=True))
         context = exchange.context(torch.cat([pooled, s]))
-        gate = exchange.open(context / context.norm()).sigmoid()
+        gates = [gate(context / context.norm()).sigmoid() for gate in exchange.open]
         for row, column in ((0, 0), (3, 2), (1, 1)):
             taken = [
-                exchange.value.weight[:, :, 0, 0] @ x[b, :, row, column] + exchange.value.bias for x in (first, second)
+                value.weight[:, :, 0, 0] @ x[b, :, row, column] + value.bias
+                for value, x in zip(exchange.value, (first, second), strict=True)
             ]
-            expected = pixels[b, :, row, column] + sum(gate * t.relu() for t in taken)
+            expected = pixels[b, :, row, column] + sum(g * t.relu() for g, t in zip(gates, taken, strict=True))
             torch.testing.assert_close(result[b, :, row, column], expected / expected.norm())
 
 
-def test_tgfe_listens_to_the_words_and_gbfm_and_mgate_do_not(fused):
+def test_who_listens_to_the_words(fused):
     other = [(pixels, words.flip(2)) for pixels, words in fused]
     for kind in KINDS:
         module = build(kind)
         differs = not torch.allclose(module(fused, MASK)[:2], module(other, MASK)[:2])
-        assert differs == (kind is TGFE)
+        assert differs == (kind in (TGFE, CMPCS, GBFM))
 
 
-def test_tgfe_is_two_rounds_then_the_convlstm(fused):
+def test_the_shared_exchange_is_its_equation(fused):
+    (pixels, words), (first, _), (second, _) = fused
+    exchange = SharedExchange(C, C).double()
+    sentences = average_word(words, MASK)
+    result = exchange(pixels, [first, second], sentences)
+    value = exchange.value.weight[:, :, 0, 0]
+    for b, s in enumerate(sentences):
+        places = pixels[b].flatten(1).T  # (hw, C)
+        keys = places @ exchange.key.weight[:, :, 0, 0].T + exchange.key.bias
+        share = (keys.relu() @ exchange.query(s).relu()).softmax(dim=0)
+        context = exchange.context(torch.cat([share @ places, s])).relu()
+        gate = exchange.open(context / context.norm()).sigmoid()
+        for row, column in ((0, 0), (3, 2), (1, 1)):
+            expected = pixels[b, :, row, column]
+            for x in (first, second):
+                expected = expected + gate * (value @ x[b, :, row, column] + exchange.value.bias).relu()
+            torch.testing.assert_close(result[b, :, row, column], expected / expected.norm())
+
+
+def test_the_authors_tgfe_is_one_exchange_twice_and_a_sum(fused):
     tgfe = build(TGFE)
+    a, b, c = (average_word(words, MASK) for _, words in fused)
+    x, y, z = (pixels for pixels, _ in fused)
+    for _ in range(2):
+        x, y, z = tgfe.exchange(x, [y, z], a), tgfe.exchange(y, [z, x], b), tgfe.exchange(z, [x, y], c)
+    torch.testing.assert_close(tgfe(fused, MASK), x + y + z)
+
+
+def test_the_authors_gbfm_is_its_gates_written_out(fused):
+    gbfm = build(GBFM)
+
+    def gate(x, y):
+        joint = F.conv2d(torch.cat([x, y], dim=1), gbfm.enter.meet.weight, gbfm.enter.meet.bias).relu()
+        return F.conv2d(joint, gbfm.enter.gate.weight, gbfm.enter.gate.bias, padding=1).sigmoid() * x + y
+
+    mixed = []
+    for pixels, words in fused:
+        tiled = average_word(words, MASK)[:, :, None, None].expand(-1, -1, 4, 3)
+        mixed.append(F.conv2d(torch.cat([pixels, tiled], dim=1), gbfm.mix.weight, gbfm.mix.bias).relu())
+    x1, x2, x3 = mixed
+    left, right = gate(gate(x3, x2), gate(x2, x1)), gate(gate(x1, x2), gate(x2, x3))
+    expected = F.conv2d(left + right, gbfm.join.weight, gbfm.join.bias, padding=1)
+    torch.testing.assert_close(gbfm(fused, MASK), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [
+        (MGATE, 21_238_272),
+        (MGATEOfCMSA, 21_238_275),
+        (TGFE, 1_575_424),
+        (GBFM, 5_769_216),
+        (GBFMOfBRINet, 19_667_456),
+    ],
+)
+def test_their_sizes_in_table_4(kind, count):
+    with torch.device("meta"):
+        assert sum(parameter.numel() for parameter in kind(512).parameters()) == count
+
+
+def test_an_exchange_has_the_size_of_cmpcs():
+    """At CMPC's own widths: 500 channels a pixel, 1,000 a sentence."""
+    with torch.device("meta"):
+        assert sum(parameter.numel() for parameter in Exchange(500, 1000).parameters()) == 2_503_500
+
+
+@pytest.mark.parametrize("kind", [TGFE, partial(TGFEOfCMPC, grid=3), GBFM])
+def test_pixels_may_be_wider_than_words(kind):
+    wide = [(torch.randn(2, 2 * C, 3, 3), torch.randn(2, T, C)) for _ in range(3)]
+    assert kind(2 * C, C)(wide, MASK[:2]).shape == (2, 2 * C, 3, 3)
+
+
+def test_the_tgfe_of_cmpc_is_two_rounds_then_the_convlstm(fused):
+    tgfe = build(CMPCS)
     pixels = [level for level, _ in fused]
     for first, second, third in (tgfe.exchanges[:3], tgfe.exchanges[3:]):
         a, b, c = (average_word(words, MASK) for _, words in fused)
@@ -181,7 +272,7 @@ def test_tgfe_is_two_rounds_then_the_convlstm(fused):
             third(pixels[2], [pixels[0], pixels[1]], c),
         ]
     assert len(tgfe.exchanges) == 6
-    torch.testing.assert_close(tgfe(fused, MASK), tgfe.join([(level, None) for level in pixels], MASK))
+    torch.testing.assert_close(tgfe(fused, MASK), tgfe.join(pixels))
 
 
 def test_an_entry_with_a_shut_gate_leaves_the_target_alone(fused):
@@ -196,7 +287,7 @@ def test_an_entry_with_a_shut_gate_leaves_the_target_alone(fused):
 @pytest.mark.parametrize(("way", "weights"), [("bottom_up", (2, 2, 1)), ("top_down", (1, 2, 2))])
 def test_gbfm_walks_both_ways(way, weights, fused):
     """With open gates on one way, its end is start + 2·middle + end; the other's, shut, is its last level alone."""
-    gbfm = build(GBFM)
+    gbfm = build(GBFMOfBRINet)
     for name in ("bottom_up", "top_down"):
         for entry in getattr(gbfm, name):
             shut(entry.gate, 1e3 if name == way else -1e3)

@@ -1,16 +1,20 @@
 import copy
+import json
 
 import pytest
 import torch
 from tiny import tiny_config
 
 from refseg.errors import RefsegError
-from refseg.models.interface import TokenBatch
+from refseg.models.interface import ReferringConfig, TokenBatch
 from refseg.models.shnet import SHNet, SHNetConfig
 from refseg.training.losses import mask_loss
 
-FUSIONS = ("sfm", "concat")
-AGGREGATIONS = ("hcam", "conv3d", "convlstm", "mgate", "tgfe", "gbfm", "sum")
+FUSIONS = ("sfm", "concat", "tile")
+AGGREGATIONS = (
+    *("hcam", "conv3d", "convlstm", "convlstm-rrn", "sum"),
+    *("mgate", "mgate-cmsa", "tgfe", "tgfe-cmpc", "gbfm", "gbfm-brinet"),
+)
 IDS = torch.tensor([[3, 4, 5, 6, 7], [8, 9, 0, 0, 0], [4, 0, 0, 0, 0]])
 MASK = IDS > 0
 EXACT = {"rtol": 1e-4, "atol": 1e-5}
@@ -59,7 +63,7 @@ def test_every_trainable_weight_learns(fusion, aggregation, images):
 @pytest.mark.parametrize("fusion", FUSIONS)
 @torch.inference_mode()
 def test_an_answer_depends_on_neither_padding_nor_company(fusion, aggregation, images):
-    model = network(fusion=fusion, aggregation=aggregation)
+    model, images = network(fusion=fusion, aggregation=aggregation).double(), images.double()
     together = ask(model, IDS, MASK, images=images)
     for i, length in enumerate(MASK.sum(dim=1)):
         alone = ask(model, IDS[i : i + 1, :length], MASK[i : i + 1, :length], images=images[i : i + 1])
@@ -143,6 +147,29 @@ def test_the_network_of_the_paper():
     assert {layer.heads for layer in model.fusion.layers} == {8}
 
 
+def test_the_papers_baseline_hands_2c_channels_to_aspp():
+    with torch.device("meta"):
+        model = SHNet(SHNetConfig.paper(fusion="tile", aggregation="sum"))
+    assert {branch[0].in_channels for branch in model.decoder.aspp.branches} == {1024}
+    assert model.decoder.aspp.image.in_channels == 1024 and model.decoder.aspp.mix[0][0].out_channels == 512
+
+
+@torch.inference_mode()
+def test_a_checkpoint_from_before_a_setting_was_there_answers_with_the_same_bits(tmp_path, images):
+    saved = network()
+    saved.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    old = {"aggregation", "aspp_rates", "decoder_widths", "fusion", "fusion_ffn", "fusion_heads", "fusion_layers"}
+    shared = {name for name in config if name in ReferringConfig.settings()}
+    newer = set(SHNetConfig.settings()) - shared - old - {"position"}
+    assert newer <= set(config)
+    kept = {name: value for name, value in config.items() if name not in newer}
+    (tmp_path / "config.json").write_text(json.dumps(kept))
+    loaded = copy.deepcopy(SHNet.from_pretrained(tmp_path))
+    assert all(getattr(loaded.config, name) == getattr(saved.config, name) for name in newer)
+    assert torch.equal(ask(loaded, IDS, MASK, images=images), ask(saved, IDS, MASK, images=images))
+
+
 def test_ablations_of_the_paper_are_values():
     with torch.device("meta"):
         parts = SHNet(SHNetConfig.paper(448, fusion="concat", aggregation="sum"))
@@ -159,6 +186,12 @@ def test_ablations_of_the_paper_are_values():
         ({"grid": 1}, "grid"),
         ({"image_size": 0}, "image_size"),
         ({"decoder_widths": (8, 8)}, "three"),
+        ({"position_code": "learnt"}, "scaled, counted"),
+        ({"mask_side": 1}, "mask_side is 1; give a whole number from 2"),
+        ({"leaky_slope": 1}, "leaky_slope is 1; give a number from 0 up to 1"),
+        ({"attention_dropout": None}, "attention_dropout"),
+        ({"aspp_dropout": 1.5}, "aspp_dropout"),
+        ({"embedding_dropout": "0.2"}, "embedding_dropout"),
         ({"dropout": "1e-1"}, "dropout"),
         ({"backbone_config": {"model_type": "resnet", "layer_type": "round"}}, "basic,bottleneck"),
         ({"backbone_config": {"model_type": "resnett"}}, "resnet"),

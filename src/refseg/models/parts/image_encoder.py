@@ -56,9 +56,10 @@ class ImageEncoder(nn.Module):
 class PooledLevel(nn.ModuleList):
     """A map of the backbone on the common grid: adaptive max pool to twice the grid, 3×3 convolution of stride 2."""
 
-    def __init__(self, channels: int, width: int) -> None:
-        conv = nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=False)
-        super().__init__([conv, nn.BatchNorm2d(width), nn.LeakyReLU(0.1)])
+    def __init__(self, channels: int, width: int, slope: float = 0.1, bias: bool = False) -> None:
+        """`slope`: what the leaky ReLU multiplies negative values with; `bias`: that of the convolution."""
+        conv = nn.Conv2d(channels, width, 3, stride=2, padding=1, bias=bias)
+        super().__init__([conv, nn.BatchNorm2d(width), nn.LeakyReLU(slope)])
 
     def forward(self, level: Tensor, grid: int) -> Tensor:
         """level (I, channels, any, any) → (I, width, grid, grid)."""

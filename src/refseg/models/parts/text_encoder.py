@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from refseg.errors import RefsegError
 
 
 class TextEncoder(nn.Module):
     """Word embedding, then a one-way LSTM whose hidden state at each word is that word's feature."""
 
-    def __init__(self, vocabulary: int, embedding: int, width: int, dropout: float, *, freeze: bool) -> None:
+    def __init__(
+        self, vocabulary: int, embedding: int | None, width: int, dropout: float, *, freeze: bool = False
+    ) -> None:
+        """`embedding`: size of a word's vector; None reads words as one-hot vectors. `dropout`: that of the vectors."""
         super().__init__()
         self.width = width
-        self.embedding = nn.Embedding(vocabulary, embedding, padding_idx=0)
-        self.embedding.weight.requires_grad_(not freeze)
-        self.dropout = nn.Dropout(dropout)
-        self.lstm = nn.LSTM(embedding, width, batch_first=True)
+        self.embedding: nn.Module
+        if embedding is None:
+            self.embedding = OneHot(vocabulary)
+            self.dropout: nn.Module = nn.Identity()  # it would drop whole words
+        else:
+            self.embedding = nn.Embedding(vocabulary, embedding, padding_idx=0)
+            self.embedding.weight.requires_grad_(not freeze)
+            self.dropout = nn.Dropout(dropout)
+        self.lstm = nn.LSTM(embedding or vocabulary, width, batch_first=True)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids (B, T) int64, mask (B, T) True at words → (B, T, C); rows past a sentence's end are zero."""
@@ -24,6 +35,23 @@ class TextEncoder(nn.Module):
         with torch.autocast("cpu", enabled=False):
             words, _ = self.lstm(self.dropout(self.embedding(ids)))
         return words * mask.unsqueeze(-1)
+
+
+class OneHot(nn.Module):
+    """Words as one-hot vectors: in the place of a table of vectors, with nothing to learn."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+
+    @property
+    def weight(self) -> Tensor:
+        """There is none. Raises RefsegError."""
+        raise RefsegError("one-hot words have no vectors; leave out one_hot, or word_vectors, sentences and start")
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids (B, T) int64 → (B, T, vocabulary) float32; past a sentence's end, id 0, all is zero."""
+        return F.one_hot(ids, self.vocabulary).float() * (ids > 0).unsqueeze(-1)
 
 
 def last_word(words: Tensor, mask: Tensor) -> Tensor:

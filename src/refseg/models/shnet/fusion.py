@@ -20,33 +20,59 @@ class SFM(nn.Module):
     by the levels. Position is added to query and key of each layer, never to the value.
     """
 
-    def __init__(self, width: int, heads: int, layers: int, ffn: int, dropout: float, position: bool = True) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        layers: int,
+        ffn: int,
+        dropout: float,
+        position: bool = True,
+        *,
+        counted: bool = False,
+        norm: bool = True,
+        attention_dropout: float = 0.0,
+    ) -> None:
+        """`counted`: see `pixels_position`; `norm`: whether pixels and words are layer-normalised first.
+
+        `attention_dropout`: that of the shares of attention; `dropout`: that of what is added to pixels and words.
+        """
         super().__init__()
-        self.position = position
-        self.norm = nn.LayerNorm(width)
-        self.layers = nn.ModuleList(AttentionLayer(width, heads, ffn, dropout) for _ in range(layers))
+        self.position, self.counted = position, counted
+        self.norm: nn.Module = nn.LayerNorm(width) if norm else nn.Identity()
+        self.layers = nn.ModuleList(
+            AttentionLayer(width, heads, ffn, dropout, attention_dropout) for _ in range(layers)
+        )
         self.final_norm = nn.LayerNorm(width)
 
     def forward(self, level: Tensor, words: Tensor, mask: Tensor) -> Fused:
         """level (B, C, h, w), words (B, T, C), mask (B, T) True at words; padded words change nothing."""
-        (_, c, h, w), t = level.shape, words.shape[1]
+        (h, w), t = level.shape[2:], words.shape[1]
         x = self.norm(torch.cat([level.flatten(2).transpose(1, 2), words], dim=1))  # (B, hw+T, C)
-        position = x.new_zeros(h * w + t, c)
-        if self.position:
-            position = torch.cat([pixels_position(h, w, c, x), words_position(t, c, x)])
+        position = torch.cat([self.place_pixels(h, w, x), self.place_words(t, x)])  # (hw+T, C)
         visible = F.pad(mask, (h * w, 0), value=True)[:, None, None]  # (B, 1, 1, hw+T)
         for layer in self.layers:
             x = layer(x, position, visible)
         pixels, words = self.final_norm(x).split([h * w, t], dim=1)
         return pixels.transpose(1, 2).unflatten(2, (h, w)), words * mask.unsqueeze(-1)
 
+    def place_pixels(self, h: int, w: int, like: Tensor) -> Tensor:
+        """Where the pixels of a level are, row by row, (hw, C); zero without `position`. `like`: (…, C)."""
+        c = like.shape[-1]
+        return pixels_position(h, w, c, like, self.counted) if self.position else like.new_zeros(h * w, c)
+
+    def place_words(self, t: int, like: Tensor) -> Tensor:
+        """Where the words are, (T, C); zero without `position`. `like`: (…, C)."""
+        c = like.shape[-1]
+        return words_position(t, c, like, self.counted) if self.position else like.new_zeros(t, c)
+
 
 class AttentionLayer(nn.Module):
     """Pre-norm multi-head attention and feed-forward, each with a residual."""
 
-    def __init__(self, width: int, heads: int, ffn: int, dropout: float) -> None:
+    def __init__(self, width: int, heads: int, ffn: int, dropout: float, attention_dropout: float = 0.0) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.attention_dropout = heads, attention_dropout
         self.norm = nn.LayerNorm(width)
         self.query_key = nn.Linear(width, 2 * width)
         self.value = nn.Linear(width, width)
@@ -65,7 +91,8 @@ class AttentionLayer(nn.Module):
         query, key, value = self.project(x, position)  # (B, heads, N, C/heads)
         if query.dtype == torch.bfloat16 and x.device.type == "cpu":  # where it is three times slower than float32
             query, key, value = query.float(), key.float(), value.float()
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+        dropped = self.attention_dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropped)
         x = x + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
         return x + self.dropout(self.ffn(x))
 
@@ -104,13 +131,21 @@ def attention(sfm: SFM, level: Tensor, words: Tensor, mask: Tensor) -> Tensor:
     return torch.stack(shares)
 
 
-class ConcatFusion(nn.Module):
-    """The paper's baseline: the sentence is concatenated to every pixel of a level; a 1×1 convolution mixes them."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.mix = nn.Sequential(nn.Conv2d(2 * width, width, 1, bias=False), nn.BatchNorm2d(width), nn.LeakyReLU(0.1))
+class TileFusion(nn.Module):
+    """The paper's baseline: the sentence is tiled and concatenated to every pixel of a level, 2·C channels in all."""
 
     def forward(self, level: Tensor, words: Tensor, mask: Tensor) -> Fused:
         sentence = last_word(words, mask)[:, :, None, None].expand(-1, -1, *level.shape[2:])
-        return self.mix(torch.cat([level, sentence], dim=1)), words
+        return torch.cat([level, sentence], dim=1), words
+
+
+class ConcatFusion(TileFusion):
+    """The baseline at the width of the other fusions: a 1×1 convolution mixes pixels and sentence to C channels."""
+
+    def __init__(self, width: int, slope: float = 0.1) -> None:
+        super().__init__()
+        self.mix = nn.Sequential(nn.Conv2d(2 * width, width, 1, bias=False), nn.BatchNorm2d(width), nn.LeakyReLU(slope))
+
+    def forward(self, level: Tensor, words: Tensor, mask: Tensor) -> Fused:
+        pixels, words = super().forward(level, words, mask)
+        return self.mix(pixels), words

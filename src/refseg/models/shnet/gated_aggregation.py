@@ -1,37 +1,42 @@
-"""The aggregations of other papers with which table 4 compares HCAM: MGATE, TGFE and GBFM.
+"""The aggregations with which table 4 compares HCAM: MGATE, TGFE and GBFM, each in two forms.
 
-Written from their papers' equations; where those are silent, a docstring says what their authors' released code does
-and what is ours. The levels meet on one grid, so nothing is resized here.
+The first is the small form that SHNet's authors built for their table. The second is that of the paper it is named
+after, where silent completed by that paper's released code. The levels meet on one grid, so nothing is resized here.
+The sentence is the mean of a level's words.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refseg.models.parts.convlstm import ConvLSTM
 from refseg.models.parts.text_encoder import average_word
-from refseg.models.shnet.aggregation import ConvLSTMAggregation
 from refseg.models.shnet.fusion import Fused
 
 
 class MGATE(nn.Module):
-    """Gated multi-level fusion of CMSA (Ye et al., CVPR 2019).
+    """Gated multi-level fusion after CMSA (Ye et al., CVPR 2019), in the form of SHNet's authors.
 
     A memory gate m_i says what level i takes from the two others, x_j and x_k, and a reset gate r_i what becomes of it:
 
         G_i = (1 − m_i) ∘ c_i + m_i ∘ (γ_i x_j + (1 − γ_i) x_k)
         o_i = r_i ∘ tanh(G_i) + (1 − r_i) ∘ x_i
 
-    and the three o_i are added. As in the released code, one 3×3 convolution of x_i makes c_i and, per channel, both
-    gates, with 1 added before the sigmoid, so that they start open; γ_i is learned and starts at a half. The words take
-    no part.
+    and the three o_i are added. One 3×3 convolution of x_i makes c_i and, per channel, both gates, with 1 added before
+    the sigmoid, so that they start open; γ_i is a half. CMSA itself learns γ_i, from a half on. The words take no part.
     """
 
-    def __init__(self, width: int) -> None:
+    share: Tensor | Sequence[float]
+
+    def __init__(self, width: int, *, learnt: bool = False) -> None:
+        """`learnt`: whether γ_i is learnt, as in CMSA."""
         super().__init__()
         self.gates = nn.ModuleList(nn.Conv2d(width, 3 * width, 3, padding=1) for _ in range(3))
-        self.share = nn.Parameter(torch.full((3,), 0.5))
+        self.share = nn.Parameter(torch.full((3,), 0.5)) if learnt else (0.5, 0.5, 0.5)
 
     def forward(self, fused: list[Fused], mask: Tensor) -> Tensor:
         """Three fused levels, mask (B, T) → (B, C, h, w)."""
@@ -47,64 +52,129 @@ class MGATE(nn.Module):
 
 
 class TGFE(nn.Module):
-    """Text-guided feature exchange of CMPC (Huang et al., CVPR 2020), then a ConvLSTM over the levels.
+    """Text-guided feature exchange after CMPC (Huang et al., CVPR 2020), in the form of SHNet's authors.
 
-    As in the released code there are two rounds of exchange, each with its own weights per level. Ours: the sentence
-    is the mean of a level's words, for SHNet tells no entities from relations, and the ConvLSTM is that of table 2.
+    One exchange, whose weights all levels share, is applied twice; then the levels are added.
     """
 
-    ROUNDS = 2
-
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, words: int | None = None) -> None:
+        """`words`: channels of a word, where they are not those of a pixel, `width`."""
         super().__init__()
-        self.exchanges = nn.ModuleList(Exchange(width) for _ in range(3 * self.ROUNDS))
-        self.join = ConvLSTMAggregation(width)
+        self.exchange = SharedExchange(width, words or width)
 
     def forward(self, fused: list[Fused], mask: Tensor) -> Tensor:
         """Three fused levels, mask (B, T) → (B, C, h, w)."""
-        pixels, words = zip(*fused, strict=True)
-        sentences = [average_word(level, mask) for level in words]
-        for start in range(0, 3 * self.ROUNDS, 3):
-            pixels = tuple(self.exchanges[start + i](pixels[i], without(pixels, i), sentences[i]) for i in range(3))
-        return self.join(list(zip(pixels, words, strict=True)), mask)
+        pixels = [level for level, _ in fused]
+        sentences = [average_word(words, mask) for _, words in fused]
+        for _ in range(2):
+            pixels = [self.exchange(pixels[i], without(pixels, i), sentences[i]) for i in range(3)]
+        return torch.stack(pixels).sum(dim=0)
 
 
-class Exchange(nn.Module):
-    """What one level takes from the others in one round of TGFE: the channels that its context c opens.
+class SharedExchange(nn.Module):
+    """What one level takes from the others: the channels that its context c opens.
 
-        c = W [Σ_p λ_p x_p; s], λ = softmax over the places p of x_p · Q s / √C
+        c = relu(W [Σ_p λ_p x_p; s]), λ = softmax over the places p of relu(K x_p) · relu(Q s)
         x + Σ_j σ(U c) ∘ relu(V x_j)
 
-    with s the sentence; c and the result are scaled to length 1. Ours: one matrix Q stands for the two, of pixels and
-    sentence, of which only the product acts; the others share U and V.
+    with s the sentence; c and the result are scaled to length 1.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, words: int) -> None:
         super().__init__()
-        self.query = nn.Linear(width, width)
-        self.context = nn.Linear(2 * width, width)
+        self.key = nn.Conv2d(width, width, 1)
+        self.query = nn.Linear(words, width)
+        self.context = nn.Linear(width + words, width)
         self.open = nn.Linear(width, width)
         self.value = nn.Conv2d(width, width, 1)
 
     def forward(self, pixels: Tensor, others: list[Tensor], sentence: Tensor) -> Tensor:
-        """pixels and others (B, C, h, w), sentence (B, C) → (B, C, h, w)."""
-        places = pixels.flatten(2)  # (B, C, hw)
-        likeness = self.query(sentence).unsqueeze(1) @ places / places.shape[1] ** 0.5  # (B, 1, hw)
-        pooled = (likeness.softmax(dim=-1) @ places.mT).squeeze(1)  # (B, C)
-        context = F.normalize(self.context(torch.cat([pooled, sentence], dim=1)), dim=1)
+        """pixels and others (B, C, h, w), sentence (B, words) → (B, C, h, w)."""
+        pooled = gather(self.key(pixels).relu(), self.query(sentence).relu(), pixels)
+        context = F.normalize(self.context(torch.cat([pooled, sentence], dim=1)).relu(), dim=1)
         opened = self.open(context).sigmoid()[:, :, None, None]
-        received = torch.stack([opened * self.value(other).relu() for other in others]).sum(dim=0)
-        return F.normalize(pixels + received, dim=1)
+        received = [opened * self.value(other).relu() for other in others]
+        return F.normalize(pixels + torch.stack(received).sum(dim=0), dim=1)
+
+
+class TGFEOfCMPC(nn.Module):
+    """As CMPC has it: two rounds of exchange, each with its own weights per level, then a ConvLSTM over the levels.
+
+    Ours: the sentence is the mean of a level's words, for SHNet tells no entities from relations.
+    """
+
+    ROUNDS = 2
+
+    def __init__(self, width: int, words: int, grid: int) -> None:
+        """`width`: channels of a pixel, `words`: those of a word; `grid`: cells a side, see `ConvLSTM`."""
+        super().__init__()
+        self.exchanges = nn.ModuleList(Exchange(width, words) for _ in range(3 * self.ROUNDS))
+        self.join = ConvLSTM(width, grid)
+
+    def forward(self, fused: list[Fused], mask: Tensor) -> Tensor:
+        """Three fused levels, mask (B, T) → (B, C, h, w)."""
+        pixels = [level for level, _ in fused]
+        sentences = [average_word(words, mask) for _, words in fused]
+        for start in range(0, 3 * self.ROUNDS, 3):
+            pixels = [self.exchanges[start + i](pixels[i], without(pixels, i), sentences[i]) for i in range(3)]
+        return self.join(pixels)
+
+
+class Exchange(nn.Module):
+    """What one level takes from the two others in one round of CMPC's TGFE.
+
+        c = W [Σ_p λ_p x_p; s], λ = softmax over the places p of K x_p · Q s / √C
+        x + Σ_j σ(U_j c) ∘ relu(V_j x_j)
+
+    with s the sentence; c and the result are scaled to length 1.
+    """
+
+    def __init__(self, width: int, words: int) -> None:
+        super().__init__()
+        self.key = nn.Conv2d(width, width, 1)
+        self.query = nn.Linear(words, width)
+        self.context = nn.Linear(width + words, width)
+        self.open = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+        self.value = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(2))
+
+    def forward(self, pixels: Tensor, others: list[Tensor], sentence: Tensor) -> Tensor:
+        """pixels and both others (B, C, h, w), sentence (B, words) → (B, C, h, w)."""
+        pooled = gather(self.key(pixels), self.query(sentence) / pixels.shape[1] ** 0.5, pixels)
+        context = F.normalize(self.context(torch.cat([pooled, sentence], dim=1)), dim=1)
+        received = [
+            gate(context).sigmoid()[:, :, None, None] * value(other).relu()
+            for gate, value, other in zip(self.open, self.value, others, strict=True)
+        ]
+        return F.normalize(pixels + torch.stack(received).sum(dim=0), dim=1)
 
 
 class GBFM(nn.Module):
-    """Gated bi-directional fusion: the levels are walked from deep to shallow and from shallow to deep.
+    """Gated bi-directional fusion after BRINet (Hu et al., CVPR 2020), in the form of SHNet's authors.
 
-    Table 4 names LSCM (Hui et al., ECCV 2020) beside it, but the module of this name is that of BRINet (Hu et al.,
-    CVPR 2020), and so is this one. On each way, the first level enters the second and the second the third;
-    then the former result enters the latter. The two ways' ends are added, and a 3×3 convolution follows, as in the
-    released code. The words have reached the pixels before and take no further part.
+    The levels are walked from deep to shallow and from shallow to deep (see `walk`), each first mixed with its
+    sentence. The two ways' ends are added, and a 3×3 convolution follows. All levels and steps share their weights.
+    Table 4 names LSCM (Hui et al., ECCV 2020) beside it, but the module of this name is BRINet's.
     """
+
+    def __init__(self, width: int, words: int | None = None) -> None:
+        """`words`: channels of a word, where they are not those of a pixel, `width`."""
+        super().__init__()
+        self.mix = nn.Conv2d(width + (words or width), width, 1)
+        self.enter = Entry(width)
+        self.join = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, fused: list[Fused], mask: Tensor) -> Tensor:
+        """Three fused levels, mask (B, T) → (B, C, h, w)."""
+        levels = []
+        for pixels, words in fused:
+            sentence = average_word(words, mask)[:, :, None, None].expand(-1, -1, *pixels.shape[2:])
+            levels.append(self.mix(torch.cat([pixels, sentence], dim=1)).relu())
+        steps = [self.enter] * 3
+        return self.join(walk(levels[::-1], steps) + walk(levels, steps))
+
+
+class GBFMOfBRINet(nn.Module):
+    """As BRINet has it: six steps of their own weights, and a ReLU at the end; the words take no further part."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -114,15 +184,8 @@ class GBFM(nn.Module):
 
     def forward(self, fused: list[Fused], mask: Tensor) -> Tensor:
         """Three fused levels, mask (B, T) → (B, C, h, w)."""
-        pixels = [level for level, _ in fused]
-        ends = [
-            last(first(start, middle), second(middle, end))
-            for (first, second, last), (start, middle, end) in (
-                (self.bottom_up, pixels),
-                (self.top_down, pixels[::-1]),
-            )
-        ]
-        return self.join(ends[0] + ends[1]).relu()
+        levels = [pixels for pixels, _ in fused]
+        return self.join(walk(levels, self.bottom_up) + walk(levels[::-1], self.top_down)).relu()
 
 
 class Entry(nn.Module):
@@ -138,11 +201,24 @@ class Entry(nn.Module):
         return self.gate(joint).sigmoid() * source + target
 
 
-def blend(gate: Tensor, new: Tensor, old: Tensor) -> Tensor:
+def walk(levels: Sequence[Tensor], steps: Sequence[nn.Module] | nn.ModuleList) -> Tensor:
+    """The first level enters the second and the second the third; then the former result enters the latter."""
+    (start, middle, end), (first, second, last) = levels, steps
+    arrived: Tensor = last(first(start, middle), second(middle, end))
+    return arrived
+
+
+def gather(keys: Tensor, query: Tensor, pixels: Tensor) -> Tensor:
+    """The mean of the pixels (B, C, h, w), weighed by the softmax over places of key · query: (B, C)."""
+    likeness = query.unsqueeze(1) @ keys.flatten(2)  # (B, 1, hw)
+    return (likeness.softmax(dim=-1) @ pixels.flatten(2).mT).squeeze(1)
+
+
+def blend(gate: Tensor | float, new: Tensor, old: Tensor) -> Tensor:
     """`new` where the gate is 1, `old` where it is 0."""
     return gate * new + (1 - gate) * old
 
 
-def without(levels: list[Tensor] | tuple[Tensor, ...], i: int) -> list[Tensor]:
+def without(levels: list[Tensor], i: int) -> list[Tensor]:
     """The two other levels."""
     return [level for j, level in enumerate(levels) if j != i]

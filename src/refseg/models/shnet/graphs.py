@@ -13,7 +13,6 @@ from torch import Tensor
 
 from refseg.models.graphs import Graph, unpadded
 from refseg.models.interface import Graphs
-from refseg.models.parts.position import pixels_position, words_position
 from refseg.models.shnet.fusion import AttentionLayer
 
 
@@ -41,9 +40,7 @@ class AheadGraph(Graph):
     def forward(self, images: Tensor) -> Ahead:
         levels = torch.cat(self.network.encode(images))  # (3, C, h, w)
         pixels = self.network.fusion.norm(levels.flatten(2).transpose(1, 2))
-        position = pixels.new_zeros(1)
-        if self.network.fusion.position:
-            position = pixels_position(levels.shape[2], levels.shape[3], levels.shape[1], levels)
+        position = self.network.fusion.place_pixels(levels.shape[2], levels.shape[3], pixels)
         query, key, value = project(self.network.fusion.layers[0], pixels, position)
         scores = query @ key.mT
         highest = scores.amax(dim=-1, keepdim=True)
@@ -77,7 +74,7 @@ def attend(network: Any, ids: Tensor, ahead: Ahead) -> tuple[Tensor, list[Tensor
     fusion, side = network.fusion, network.config.grid
     first, *later = fusion.layers
     words = fusion.norm(network.text_encoder(*unpadded(ids)[:2]))[0]  # (T, C)
-    of_words = words_position(words.shape[0], words.shape[1], words) if fusion.position else words.new_zeros(1)
+    of_words = fusion.place_words(words.shape[0], words)
     own_query, own_key, own_value = project(first, words, of_words)
     query, key, value = (
         torch.cat([a, b.expand(3, *b.shape)], dim=2)
@@ -86,9 +83,7 @@ def attend(network: Any, ids: Tensor, ahead: Ahead) -> tuple[Tensor, list[Tensor
     shares = [(query @ key.mT).softmax(dim=-1)]
     met = torch.cat([meet_words(ahead, own_key, own_value), (own_query @ key.mT).softmax(dim=-1) @ value], dim=2)
     x = finish(first, torch.cat([ahead.pixels, words.expand(3, *words.shape)], dim=1), met)
-    position = of_words
-    if fusion.position:
-        position = torch.cat([pixels_position(side, side, x.shape[2], x), of_words])
+    position = torch.cat([fusion.place_pixels(side, side, x), of_words])
     for layer in later:
         query, key, value = project(layer, x, position)
         shares.append((query @ key.mT).softmax(dim=-1))

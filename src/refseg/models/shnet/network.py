@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from refseg.models.interface import Features, Graphs, Prediction, ReferringNetwork, TokenBatch
 from refseg.models.parts.backbone import build_backbone
-from refseg.models.parts.decoder import Decoder
+from refseg.models.parts.decoder import ASPP, Decoder
 from refseg.models.parts.image_encoder import ImageEncoder, PooledLevel
 from refseg.models.parts.text_encoder import TextEncoder
 from refseg.models.shnet.config import AGGREGATIONS, FUSIONS, SHNetConfig
@@ -43,7 +43,7 @@ class SHNet(ReferringNetwork):
         words = self.text_encoder(tokens.ids, tokens.mask)  # (B, T, C)
         fused = [self.fusion(level, words, tokens.mask) for level in features]
         joint = self.aggregation(fused, tokens.mask)  # (B, C, h, w)
-        return Prediction(self.decoder(joint))  # (B, 1, 4h, 4w)
+        return Prediction(self.decoder(joint))  # (B, 1, 4h, 4w), or mask_side
 
     def attention(self, tokens: TokenBatch, features: Features) -> Tensor:
         """That of SFM, (3, layers, hw+T, hw+T); see `ReferringNetwork.attention` and `fusion.attention`."""
@@ -66,15 +66,36 @@ class SHNet(ReferringNetwork):
 
 def build_image_encoder(config: SHNetConfig) -> ImageEncoder:
     backbone = build_backbone(config.backbone_config, config.output_stride)
-    levels = [PooledLevel(channels, config.width) for channels in backbone.channels]
+    levels = [
+        PooledLevel(channels, config.width, config.leaky_slope, config.conv_bias) for channels in backbone.channels
+    ]
     return ImageEncoder(
         backbone, levels, config.grid, config.pixel_mean, config.pixel_std, freeze=config.freeze_backbone
     )
 
 
 def build_text_encoder(config: SHNetConfig) -> TextEncoder:
-    return TextEncoder(config.vocabulary, config.word_size, config.width, config.dropout, freeze=config.freeze_words)
+    dropout = config.dropout if config.embedding_dropout is None else config.embedding_dropout
+    size = None if config.one_hot else config.word_size
+    return TextEncoder(config.vocabulary, size, config.width, dropout, freeze=config.freeze_words)
 
 
 def build_decoder(config: SHNetConfig) -> Decoder:
-    return Decoder(config.width, list(config.aspp_rates), list(config.decoder_widths), config.dropout)
+    aspp = ASPP(
+        config.width,
+        config.aspp_rates,
+        config.dropout if config.aspp_dropout is None else config.aspp_dropout,
+        inputs=config.fused_width,
+        slope=config.decoder_slope,
+        image_norm=config.image_norm,
+        whole_channels=config.aspp_dropout is not None,
+    )
+    return Decoder(
+        aspp,
+        config.width,
+        config.decoder_widths,
+        slope=config.decoder_slope,
+        dropout=config.decoder_dropout,
+        align_corners=config.align_corners,
+        cell=config.output_side / config.grid,
+    )
