@@ -76,7 +76,8 @@ def label(
     if ray:
         from refseg.annotation.ray import over_ray
 
-        compute = over_ray(partial(load_model, model, device, threshold, threads), photos, made_by, device != "cpu")
+        load = partial(load_model, model, device, threshold, threads or 1)  # a process per core
+        compute = over_ray(load, photos, made_by, device != "cpu")
     with Journal(out.with_suffix(".labels.jsonl"), made_by) as journal:
         tasks = remaining(wanted, photos, journal)
         skipped = _follow(label_photographs(tasks, journal, compute), len(wanted), len(wanted) - len(tasks))

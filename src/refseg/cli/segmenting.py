@@ -47,7 +47,9 @@ def segment(
     ] = None,
     photo: Annotated[
         list[str] | None,
-        typer.Option("--photo", "-p", help="Treat this argument as a photograph, a folder or a pattern.", show_default=False),
+        typer.Option(
+            "--photo", "-p", help="Treat this argument as a photograph, a folder or a pattern.", show_default=False
+        ),
     ] = None,
     expression: Annotated[
         list[str] | None,
@@ -55,7 +57,9 @@ def segment(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The folder for the results. By default refseg-out, or none with --json.", show_default=False),
+        typer.Option(
+            help="The folder for the results. By default refseg-out, or none with --json.", show_default=False
+        ),
     ] = None,
     format: Annotated[
         Format,

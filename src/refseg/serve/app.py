@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import mimetypes
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
@@ -78,6 +79,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.queue = queue
+    app.state.reading = asyncio.Lock()
     app.add_middleware(Admission, limits=limits, counters=counters, hosts=hosts)
     problems.install(app)
     _add_questions(app, queue, limits)

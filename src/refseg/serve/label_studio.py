@@ -25,7 +25,7 @@ from refseg.masks import decode_mask
 from refseg.serve.limits import Limits
 from refseg.serve.problems import Problem
 from refseg.serve.queue import Queue
-from refseg.serve.schema import check_values
+from refseg.serve.schema import apart, check_values
 from refseg.serve.worker import Question
 
 logger = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def label_studio_routes(queue: Queue, folder: Path) -> APIRouter:
     async def setup(request: Request) -> Json:
         content = await _read(request, Setup)
         if content.label_config is not None:
-            await _controls(content.label_config)
+            await _controls(request, content.label_config)
         return {"model_version": queue.name}
 
     @router.post("/webhook")
@@ -119,7 +119,7 @@ async def _predict_all(queue: Queue, request: Request, content: Predict, folder:
     if len(content.tasks) > queue.limits.tasks:
         number = f"{len(content.tasks):,}"
         raise Problem(422, f"there are {number} tasks and the limit is {queue.limits.tasks}; select fewer")
-    controls = await _controls(content.label_config)
+    controls = await _controls(request, content.label_config)
     typed = _typed(content.params.context)
     most = max(len(typed or control.labels) for control in controls)
     if most > queue.limits.expressions:
@@ -211,16 +211,16 @@ def _photo(address: object, folder: Path, limits: Limits) -> bytes:
         raise Problem(422, f"the photograph cannot be read ({fault.strerror}); check its permissions") from None
 
 
-async def _controls(config: str) -> list[Control]:
+async def _controls(request: Request, config: str) -> list[Control]:
     try:
-        return await asyncio.to_thread(read_config, config)
+        return await apart(request, read_config, config)
     except RefsegError as fault:
         raise Problem(422, str(fault)) from None
 
 
 async def _read(request: Request, schema: type[Content]) -> Content:
     try:
-        return schema.model_validate_json(check_values(await request.body()))
+        return await apart(request, schema.model_validate_json, check_values(await request.body()))
     except ValidationError as fault:
         first = fault.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"]))[:100] or "the body"
