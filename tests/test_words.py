@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from refseg.errors import RefsegError
-from refseg.words import FREQUENT, WordTokenizer
+from refseg.words import FREQUENT, WordTokenizer, split_words
 
 SENTENCES = ["the red bag on the left", "a man's blue cup, broken", "the dog"]
 
@@ -122,3 +123,34 @@ def test_missing_and_damaged_files(tokenizer, tmp_path):
     file.write_text(json.dumps(foreign), encoding="utf-8")
     with pytest.raises(RefsegError, match="not a refseg vocabulary"):
         WordTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("expression", "words"),
+    [
+        ("The 2nd man's red_bag, left-most!", ["the", "man", "s", "left", "most"]),
+        ("3 people", ["people"]),
+        ("Ünï x1 1x b", ["ünï", "b"]),
+        ("²a ½b c", ["c"]),
+        ("?! 42", []),
+    ],
+)
+def test_words_of_letters_alone(expression, words):
+    """Against what the released code does: split at what no word has, keep what is made of letters."""
+    tokenizer = WordTokenizer.from_expressions([expression], letters=True)
+    assert split_words(tokenizer.tokenizer, expression) == words
+    assert words == [word for word in re.split(r"\W+", expression.lower()) if word.isalpha()]
+    assert set(tokenizer.vocabulary) == {"<pad>", "<unk>", *words}
+    tokens = tokenizer([expression])
+    read = [tokenizer.tokenizer.id_to_token(number) for number in tokens.ids[0]]
+    assert read == (words or ["<unk>"]), "no word at all is one that nobody knows"
+    assert tokens.mask.all() and tokens.unknown == [()]
+
+
+def test_a_larger_vocabulary_reads_as_the_smaller_one_did(tmp_path):
+    tokenizer = WordTokenizer.from_expressions(["the 2nd bag"], letters=True)
+    tokenizer.save_pretrained(tmp_path)
+    larger = WordTokenizer.from_pretrained(tmp_path).extended(["a 3rd cup, here"])
+    assert tokenizer.vocabulary.items() <= larger.vocabulary.items()
+    assert set(larger.vocabulary) - set(tokenizer.vocabulary) == {"a", "cup", "here"}
+    assert larger(["the 2nd cup"]).ids.shape == (1, 2)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from refseg.errors import RefsegError
 
@@ -21,6 +21,8 @@ FILE = "tokenizer.json"
 FREQUENT = 20
 MAX_CHARACTERS = 1000
 """The longest expression that is accepted; the model reads far less of it."""
+LETTERS = r"(?<![\p{L}\p{N}_])\p{L}+(?![\p{L}\p{N}_])"
+"""What stands between characters that no word has, and is made of letters alone."""
 
 
 def clean_expression(expression: object) -> str:
@@ -68,7 +70,7 @@ class Tokens:
 
 
 class WordTokenizer:
-    """Lower case, punctuation split off, one id a word; at most `max_words` words are read."""
+    """Lower case, one id a word, and punctuation split off or passed over; at most `max_words` words are read."""
 
     parse: Callable[[Sequence[Sequence[str]], Sequence[Sequence[int]]], Sequence[Sequence[int]]] | None = None
     """For networks that read trees: sentences, and the places of the words of each that are read → their heads, counted
@@ -81,13 +83,15 @@ class WordTokenizer:
 
     @classmethod
     def from_expressions(
-        cls, expressions: Iterable[str], others: Iterable[str] = (), *, max_words: int = 25
+        cls, expressions: Iterable[str], others: Iterable[str] = (), *, max_words: int = 25, letters: bool = False
     ) -> WordTokenizer:
         """A vocabulary of every word in `expressions`, and of the frequent ones in `others`.
 
-        A word of `others` that occurs fewer than FREQUENT times is mostly a typing error.
+        A word of `others` that occurs fewer than FREQUENT times is mostly a typing error. With `letters`, only words
+        made of letters are read, as in the code that SHNet's authors released: "2nd" and "3" are passed over.
         """
-        return cls(_new_tokenizer({PADDING: 0, UNKNOWN: 1}), max_words).extended(expressions, others)
+        tokenizer = _letters_tokenizer() if letters else _new_tokenizer()
+        return cls(tokenizer, max_words).extended(expressions, others)
 
     def extended(self, expressions: Iterable[str], others: Iterable[str] = ()) -> WordTokenizer:
         """A vocabulary with this one's words under their ids, and those of `from_expressions` behind them."""
@@ -97,7 +101,9 @@ class WordTokenizer:
         vocabulary = self.vocabulary
         for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
             vocabulary.setdefault(word, len(vocabulary))
-        return WordTokenizer(_new_tokenizer(vocabulary), self.max_words)
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+        tokenizer.normalizer, tokenizer.pre_tokenizer = self.tokenizer.normalizer, self.tokenizer.pre_tokenizer
+        return WordTokenizer(tokenizer, self.max_words)
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str], max_words: int = 25) -> WordTokenizer:
@@ -165,8 +171,19 @@ class WordTokenizer:
         )
 
 
-def _new_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+def _empty() -> Tokenizer:
+    return Tokenizer(models.WordLevel({PADDING: 0, UNKNOWN: 1}, unk_token=UNKNOWN))
+
+
+def _letters_tokenizer() -> Tokenizer:
+    tokenizer = _empty()
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(LETTERS), "removed", invert=True)
+    return tokenizer
+
+
+def _new_tokenizer() -> Tokenizer:
+    tokenizer = _empty()
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace("’", "'")]
     )
