@@ -24,6 +24,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         name: TINY[name] for name in ("fusion_layers", "fusion_heads", "fusion_ffn", "aspp_rates", "decoder_widths")
     },
     "rrn": {"text_width": 12},
+    "cmsa": {"attention_width": 16},
     "step": {"text_width": 12, "seen_width": 10, "common_width": 8, "folds": 3},
     "brinet": {"relation_width": 8, "aspp_width": 8, "max_words": 8},
     "lscm": {"fused_width": 12, "mutan_heads": 2},
@@ -32,7 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "busnet": {"reach": 2},
 }
 """What each network needs beside SHARED to be small."""
-COUNTS = {"rrn": 29_372_501, "efn": 107_943_709}
+COUNTS = {"rrn": 29_372_501, "cmsa": 40_613_368, "efn": 107_943_709}
 """Weights of the published network that are learned, but for its backbone, where its authors' code is known."""
 NEVER_USED = {"efn": {"text_encoder.gru.backwards.weight_hh_l0"}}
 """Weights that the published network has and does not use; its docstrings say why."""

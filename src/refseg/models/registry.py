@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 NETWORKS = {
     "shnet": "refseg.models.shnet:SHNet",
     "rrn": "refseg.models.rrn:RRN",
+    "cmsa": "refseg.models.cmsa:CMSA",
     "step": "refseg.models.step:STEP",
     "brinet": "refseg.models.brinet:BRINet",
     "lscm": "refseg.models.lscm:LSCM",
