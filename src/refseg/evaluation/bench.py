@@ -1,7 +1,7 @@
 """What an answer and a training step cost, as ratios in one run: `refseg bench`.
 
-Machines drift; so the cases of a table run in turn, A B C A B C …, and each one's median is set beside the first's.
-docs/speed.md holds the results and the commands.
+A machine's speed drifts. So the cases of a table take turns, A B C A B C …, and each median is compared with the
+first case's. docs/speed.md has the results and the commands.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from refseg.words import Tokens, WordTokenizer
 RELEASED_WIDTHS = (512, 512, 256)
 """Channels of the up-sampling convolutions in the code that SHNet's authors released."""
 PER_PHOTO = 7
-"""Expressions of a training photograph; UNC has 7.1."""
+"""Expressions of a training photograph. UNC has 7.1."""
 WORDS = 5
 
 
@@ -59,16 +59,16 @@ class Line:
     table: str
     case: str
     seconds: float
-    """Median, for one expression (or one answer) of the case."""
+    """Median time, for one expression (or one answer) of the case."""
     ratio: float
     """How many times as fast as the table's first case."""
     gflop: float | None = None
-    """Products and sums that PyTorch counted for one expression, in 10⁹; None where it did not compute."""
+    """Products and sums that PyTorch counted for one expression, in 10⁹. None if PyTorch did not compute."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed, and by how many expressions its time is divided."""
+    """What is timed, and the number of expressions that its time is divided by."""
 
     run: Callable[[], Any]
     per: int = 1
@@ -77,7 +77,7 @@ class Case:
 
 
 def measure(table: str, cases: dict[str, Case], rounds: int) -> list[Line]:
-    """Runs the cases in turn; the first is what the others are compared with."""
+    """Runs the cases in turn. The others are compared with the first."""
     flops = {name: _gflop(case) for name, case in cases.items()}  # also warms up
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in tqdm(range(rounds), desc=table, unit="round", disable=None):
@@ -104,7 +104,7 @@ def _gflop(case: Case) -> float | None:
 
 
 class TiledAffinity(Affinity):
-    """HCAM's affinity as equation 2 is written: one convolution over [pixels; tiled sentence] per sentence."""
+    """HCAM's affinity as in equation 2: one convolution over [pixels; tiled sentence] per sentence."""
 
     def forward(self, pixels: Tensor, sentences: list[Tensor]) -> list[Tensor]:
         tiled = (sentence[:, :, None, None].expand_as(pixels) for sentence in sentences)
@@ -113,7 +113,7 @@ class TiledAffinity(Affinity):
 
 
 def plain_form(model: SHNet) -> SHNet:
-    """The network without any of our algebra, in place: what a straightforward reading of the paper computes."""
+    """Changes the network, in place, to compute what a direct reading of the paper computes, without our algebra."""
     if isinstance(model.aggregation, HCAM):
         for affinity in model.aggregation.gates:
             affinity.__class__ = TiledAffinity
@@ -202,7 +202,7 @@ class _CLIPSegDecoder(Graph):
 
 
 def _of_clipseg(scratch: Path, threads: int) -> dict[str, Case]:
-    """CLIPSeg (Lüddecke and Ecker, CVPR 2022; ViT-B/16, 352) with random weights: its speed needs no download."""
+    """CLIPSeg (Lüddecke and Ecker, CVPR 2022; ViT-B/16, 352) with random weights, so that nothing is downloaded."""
     import onnx_ir as ir
     from transformers import CLIPSegConfig, CLIPSegForImageSegmentation
 
@@ -227,7 +227,7 @@ def _of_clipseg(scratch: Path, threads: int) -> dict[str, Case]:
 
 @dataclass(frozen=True)
 class Busy:
-    """First answers of the shipped model on idle processors, and beside as many busy processes as there are."""
+    """First answers of the shipped model, on idle processors and next to one busy process per processor."""
 
     engine: str
     threads: int
@@ -236,13 +236,13 @@ class Busy:
     busy: float
     """Seconds, median."""
     worst: float
-    """Seconds of the slowest answer beside busy processes."""
+    """Seconds of the slowest answer next to busy processes."""
     ratio: float
-    """`busy` through `idle`."""
+    """`busy` divided by `idle`."""
 
 
 def busy(rounds: int) -> list[Busy]:
-    """The engines with one thread and with their default; each in turn, first idle, then beside busy processes."""
+    """The engines with one thread and with their default, in turn, first idle and then next to busy processes."""
     counts = sorted({1, available_threads()}, reverse=True)
     engines = [(name, count) for name in ("onnx", "torch") for count in counts]
     loaded = {key: load(device="cpu", engine=key[0], threads=key[1]) for key in engines}
@@ -312,13 +312,13 @@ class Growth:
     quantity: str
     value: float
     seconds: float
-    """Median, whole answer: reading, encoding, all expressions, masks at full size."""
+    """Median time of a whole answer: reading, encoding, all expressions, masks at full size."""
     memory: float
-    """Greatest resident memory during it above that before it, in MiB."""
+    """How far the resident memory rises during the answer, in MiB."""
 
 
 def growth(rounds: int, threads: int) -> Iterator[Growth]:
-    """Answers of the shipped model against expressions, size and number of photographs."""
+    """Measures answers of the shipped model by the number of expressions, pixels and photographs."""
     segmenter = load(device="cpu", threads=threads)
     photo = _photograph(0.3)
     segmenter(photo, ["the person"])
@@ -338,7 +338,7 @@ def _many(segmenter: Segmenter, photo: Any, count: int) -> None:
 
 
 def _photograph(megapixels: float) -> Any:
-    """Noise of that size as H×W×3 uint8, 4:3."""
+    """Noise of that size, H×W×3 uint8, 4:3."""
     height = round((megapixels * 1e6 * 3 / 4) ** 0.5)
     return torch.randint(0, 256, (height, round(height * 4 / 3), 3), dtype=torch.uint8).numpy()
 
@@ -353,7 +353,7 @@ def _grown(quantity: str, value: float, rounds: int, run: Callable[[], Any]) -> 
 
 @contextmanager
 def _watched() -> Iterator[list[float]]:
-    """The greatest resident memory of this process inside the block above that before it, in MiB."""
+    """How far the resident memory of this process rises inside the block, in MiB."""
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not status.exists():
         raise RefsegError("memory is read from /proc, which this system lacks; run refseg bench on Linux")
@@ -369,7 +369,7 @@ def _watched() -> Iterator[list[float]]:
 
 
 def write_csv(path: Path, lines: Sequence[Any], machine: str | None = None) -> None:
-    """Writes dataclasses of one kind, a line each; where times are among them, with the machine they are of."""
+    """Writes dataclasses of one kind, one per line. Lines with times also name the machine."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         names, last = list(lines[0].__dataclass_fields__), {"machine": machine} if machine else {}
@@ -385,7 +385,7 @@ def _cell(value: Any) -> Any:
 
 
 def machine() -> str:
-    """The processor and what of it is used, in a line."""
+    """The processor and the part of it that is used, in one line."""
     names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
     name = names[0] if names else "unknown processor"
     form = torch.backends.cpu.get_cpu_capability()
