@@ -67,7 +67,7 @@ def test_a_recipe_promises_in_its_header_and_needs_no_place_outside(recipe):
     for promise in ("data", "hardware", "expected", "protocol", "command"):
         assert re.search(rf"^# {promise} ", header, re.MULTILINE), promise
     assert re.search(r"hours: \d", header)
-    assert f"train recipes/{recipe.name}" in header and "refseg evaluate" in header
+    assert f"refseg train {recipe.stem}\n" in header and "refseg evaluate" in header
     assert "../" not in text
 
 

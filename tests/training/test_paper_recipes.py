@@ -8,7 +8,7 @@ import pytest
 
 from refseg.models.shnet import SHNetConfig
 from refseg.training.recipe import RECIPES as RECIPE_FOLDER
-from refseg.training.recipe import Phase, load_recipe
+from refseg.training.recipe import Phase, diff_recipes, load_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {
@@ -30,15 +30,42 @@ UNC_PLUS, GREF, REFERIT = (
     on("gref-google-train", "gref-google-val", 68400),
     on("referit-trainval", "referit-test", 48000),
 )
+RELEASED = {
+    "model.freeze_words": True,
+    "model.embedding_dropout": 0.0,
+    "model.fusion_norm": False,
+    "model.attention_dropout": 0.2,
+    "model.position_code": "counted",
+    "model.leaky_slope": 0.01,
+    "model.conv_bias": True,
+    "model.aspp_dropout": 0.25,
+    "model.image_norm": True,
+    "model.decoder_widths": [512, 512, 512, 256],
+    "model.decoder_slope": 0.0,
+    "model.decoder_dropout": 0.2,
+    "model.align_corners": True,
+    "model.mask_side": 160,
+    "model.threshold": 0.4,
+    "data.greyscale": 0.3,
+    "training.phases": on("", "", 72390)["training.phases"],
+    "training.schedule": "plateau",
+    "training.decay_vectors": True,
+    "training.target": "dilated",
+    "training.validation.every": 2413,
+    "training.validation.protocol": "shnet",
+    "training.validation.measure": "overall_iou",
+    "training.validation.patience": 6,
+}
 ROWS = {
     "unc/shnet": ({}, "63.98 67.51 60.48 75.18"),
+    "unc/shnet-released": (RELEASED, "63.98 67.51 60.48"),
     "unc/shnet-448": (LARGE, "65.32 68.56 62.04 65.29"),
-    "unc/baseline": ({"model.fusion": "concat", "model.aggregation": "sum"}, "54.70 61.47"),
-    "unc/only-hcam": ({"model.fusion": "concat"}, "59.53 68.44"),
+    "unc/baseline": ({"model.fusion": "tile", "model.aggregation": "sum"}, "54.70 61.47"),
+    "unc/only-hcam": ({"model.fusion": "tile"}, "59.53 68.44"),
     "unc/only-sfm": ({"model.aggregation": "sum"}, "62.16 72.56"),
     "unc/sfm-convlstm": ({"model.aggregation": "convlstm"}, "63.30 74.34"),
     "unc/sfm-conv3d": ({"model.aggregation": "conv3d"}, "63.16 74.07"),
-    "unc/without-glove": ({"word_vectors": None}, "62.19 74.23"),
+    "unc/without-glove": ({"word_vectors": None, "model.one_hot": True}, "62.19 74.23"),
     "unc/without-position": ({"model.position": False}, "63.07 74.0"),
     "unc/mgate": ({"model.aggregation": "mgate"}, "62.59"),
     "unc/tgfe": ({"model.aggregation": "tgfe"}, "62.94"),
@@ -75,14 +102,17 @@ def test_every_row_has_its_recipe():
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_differs_from_shnet_only_in_what_it_says(name):
-    own, shnet = values(name), values("unc/shnet")
-    differs = {key: value for key, value in own.items() if value != shnet[key]} | {"base": None}
+    differs = {key: value for key, (_, value) in diff_recipes("unc/shnet", name).items()}
     dataset, _, run = name.partition("/")
-    assert own.keys() == shnet.keys()
-    assert differs == ROWS[name][0] | {"base": None} | (
-        {} if name == "unc/shnet" else {"training.output": f"runs/{dataset}-{run}"}
-    )
+    assert differs == ROWS[name][0] | ({} if name == "unc/shnet" else {"training.output": f"runs/{dataset}-{run}"})
     SHNetConfig(**load_recipe(RECIPES[name]).model)
+
+
+def test_the_released_network_is_the_preset():
+    recipe = load_recipe("unc/shnet-released")
+    assert SHNetConfig(**recipe.model).to_dict() == SHNetConfig.released(320).to_dict()
+    assert recipe.training.validation.every * 50 >= 120_624 > (recipe.training.validation.every - 1) * 50
+    assert sum(phase.steps for phase in recipe.training.phases) == 30 * recipe.training.validation.every
 
 
 def test_shnet_is_the_papers_network_and_schedule():
@@ -102,7 +132,7 @@ def test_a_header_promises_data_hardware_number_protocol_and_commands(name):
         assert re.search(rf"^ {heading} ", told, re.MULTILINE), heading
     assert all(re.search(rf"(?<![\d.]){number}(?![\d.])", told) for number in ROWS[name][1].split())
     assert own["data.train"][0] in told and own["data.val"][0] in told
-    assert f"refseg train recipes/{name}.yaml" in told
+    assert f"refseg train {name}\n" in told
     assert f"refseg evaluate {own['training.output']} --data {own['data.val'][0]} --protocol shnet" in told
     assert "not measured here" in told
 

@@ -275,6 +275,16 @@ def test_a_recipe_is_found_by_its_name(tmp_path, monkeypatch):
     assert find_recipe("other.yaml") == Path("other.yaml") and find_recipe("") == Path()
 
 
+def test_a_base_may_be_a_recipe_of_the_package(tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(yaml.safe_dump({"base": "unc/shnet", "model": {"fusion_layers": 1}}))
+    assert load_recipe(mine).training == load_recipe("unc/shnet").training
+    assert diff_recipes("unc/shnet", mine) == {"model.fusion_layers": (2, 1)}
+    (tmp_path / "unc").mkdir()
+    (tmp_path / "unc/shnet").write_text(yaml.safe_dump(WHOLE))
+    assert load_recipe(mine).training.output == "runs/x", "a file beside it comes first"
+
+
 @pytest.fixture
 def two_recipes(tmp_path):
     base, upper = tmp_path / "base.yaml", tmp_path / "upper.yaml"

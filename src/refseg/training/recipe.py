@@ -21,6 +21,10 @@ SCHEDULES = ("polynomial", "plateau")
 """How the learning rate can fall. See `TrainingRecipe.schedule`."""
 TARGETS = ("cells", "half", "full", "dilated")
 """What mask logits can be compared with. See `TrainingRecipe.target`."""
+TOKENS = ("words", "letters")
+"""How sentences become words. See `Recipe.tokens`."""
+UNKNOWN_VECTORS = ("mean", "zero")
+"""What a word without a vector can start from. See `Recipe.unknown_vector`."""
 MEASURES = ("mean_iou", "overall_iou")
 """The measures by which the best model of a run can be chosen."""
 
@@ -160,8 +164,10 @@ class Recipe:
     data: DataRecipe
     training: TrainingRecipe
     base: str | None = None
-    """A recipe that this one changes, relative to its own folder. Values here replace single values there; lists are
-    replaced as a whole."""
+    """A recipe that this one changes: a file, relative to its own folder, or a recipe of the package.
+
+    Values here replace single values there. Lists are replaced whole.
+    """
     start: str | None = None
     """A trained model to fine-tune: `shipped`, a folder or a hub id. Its shapes and words are kept, and new words are
     added. `model` has what else should differ."""
@@ -175,6 +181,18 @@ class Recipe:
     """Files of sentences without masks. Their words join the vocabulary, with vectors learnt from the words around."""
     word_vectors: str | None = None
     """A text file of word vectors in GloVe's format, from which the embedding starts."""
+    unknown_vector: str = "mean"
+    """The vector from which words start that `word_vectors` lacks.
+
+    `mean`: the unknown word starts at the mean of all vectors, which belongs to no word and is far from none, and words
+    of the training start at random. `zero`: all start at zero, as in the code that SHNet's authors released.
+    """
+    tokens: str = "words"
+    """How sentences become words.
+
+    `words` are all, numbers included, with punctuation split off, because "2nd" can tell which thing is meant.
+    `letters` are only those made of letters, as in the code that SHNet's authors released.
+    """
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -204,6 +222,11 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise RefsegError("start brings its own backbone; leave out one of start and backbone_weights")
     if not 0 <= recipe.start_share < 1 or (recipe.start_share and not recipe.start):
         raise RefsegError("start_share must be 0 or more and less than 1, and needs a start")
+    for name, valid in (("tokens", TOKENS), ("unknown_vector", UNKNOWN_VECTORS)):
+        if getattr(recipe, name) not in valid:
+            raise RefsegError(f"{name} must be one of: {', '.join(valid)}")
+    if recipe.start and recipe.tokens != Recipe.tokens:
+        raise RefsegError("start brings its own words; leave out one of start and tokens")
     _check_values(recipe.data, recipe.training)
     return recipe
 
@@ -256,7 +279,8 @@ def _read(path: Path, overrides: Sequence[str] = (), above: tuple[Path, ...] = (
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as fault:
-        named = f", the base of {above[-1]}" if above else "; see the folder recipes/ for some"
+        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+        named = f", the base of {above[-1]}" if above else f"; give a file, or one of: {known}"
         raise RefsegError(f"there is no recipe {path}{named}") from fault
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
         raise RefsegError(f"{path} cannot be read as YAML: {' '.join(str(fault).split())}") from fault
@@ -267,6 +291,8 @@ def _read(path: Path, overrides: Sequence[str] = (), above: tuple[Path, ...] = (
     if raw.get("base") is None:
         return raw
     base = path.parent / _cast_plain(str, raw["base"], "base")
+    if not base.is_file() and find_recipe(raw["base"]).is_file():
+        base = find_recipe(raw["base"])
     if base.resolve() in {file.resolve() for file in (*above, path)}:
         raise RefsegError(f"{path} builds on itself by way of base: {raw['base']}; name another recipe or none")
     return _lay(raw, _read(base, above=(*above, path)))
@@ -319,7 +345,7 @@ def _build(kind: Any, raw: Any, where: str) -> Any:
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in raw
     ]
     if missing:
-        raise RefsegError(f"the recipe lacks {where}{missing[0]}; see recipes/scenes.yaml for an example")
+        raise RefsegError(f"the recipe lacks {where}{missing[0]}; see `refseg recipe show scenes` for an example")
     return kind(**{key: _cast(hints[key], value, where + key) for key, value in raw.items()})
 
 
