@@ -53,6 +53,12 @@ def test_the_weights_are_stored_once(folder: Path) -> None:
         assert b"model.safetensors" in (folder / name).read_bytes()
 
 
+def test_the_shipped_model_has_its_graphs() -> None:
+    """Without them an installation without PyTorch could not answer; `refseg.load()` writes them."""
+    shipped = find_checkpoint(None)
+    assert all(shipped.has_graph(shipped.folder / name) for name in GRAPHS)
+
+
 def test_other_weights_of_the_same_network_answer_through_the_same_graphs(folder: Path) -> None:
     before = load(folder, device="cpu")(PHOTO, "the dog")
     content = bytearray((folder / "model.safetensors").read_bytes())

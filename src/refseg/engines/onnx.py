@@ -25,8 +25,7 @@ class OnnxEngine:
     ) -> None:
         """The files of three graphs, and of the weights that they point at."""
         self.threads = threads
-        # Handed over in memory: the runtime itself refuses weights behind a link, as the hub's cache has them.
-        self._weights = None if weights is None else np.memmap(weights, dtype=np.uint8, mode="r")
+        self._weights = weights
         self._encoder, self._decoder = self._session(encoder), self._session(decoder)
         self._attention_graph = attention
         self._features = [output.name for output in self._encoder.get_outputs()]
@@ -65,9 +64,13 @@ class OnnxEngine:
         # Threads that spin while they wait take the processor from each other where it is busy.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors alone
-        if self._weights is not None:
-            options.add_external_initializers_from_files_in_memory([WEIGHTS], [self._weights], [len(self._weights)])
+        model: str | bytes = str(graph)
+        if self._weights is not None and (self._weights.is_symlink() or self._weights != graph.with_name(WEIGHTS)):
+            # The runtime itself reads only what lies beside the graph, and not behind a link as in the hub's cache.
+            self._mapped = np.memmap(self._weights, dtype=np.uint8, mode="r")
+            options.add_external_initializers_from_files_in_memory([WEIGHTS], [self._mapped], [len(self._mapped)])
+            model = graph.read_bytes()
         try:
-            return onnxruntime.InferenceSession(graph.read_bytes(), options, providers=["CPUExecutionProvider"])
+            return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as fault:  # the library's own kinds have no common parent
             raise RefsegError(f"{graph} is damaged; delete it, and it is written anew") from fault

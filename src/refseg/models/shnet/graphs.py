@@ -42,11 +42,8 @@ class AheadGraph(Graph):
         pixels = self.network.fusion.norm(levels.flatten(2).transpose(1, 2))
         position = self.network.fusion.place_pixels(levels.shape[2], levels.shape[3], pixels)
         query, key, value = project(self.network.fusion.layers[0], pixels, position)
-        scores = query @ key.mT
-        highest = scores.amax(dim=-1, keepdim=True)
-        shares = (scores - highest).exp()
-        total = shares.sum(dim=-1, keepdim=True)
-        return Ahead(pixels, query, key, value, shares @ value / total, highest + total.log())
+        met, weight = zip(*(meet_pixels(*level) for level in zip(query, key, value, strict=True)), strict=True)
+        return Ahead(pixels, query, key, value, torch.stack(met), torch.stack(weight))
 
 
 class AnswerGraph(Graph):
@@ -63,13 +60,13 @@ class AnswerGraph(Graph):
 class AttentionGraph(Graph):
     def forward(self, ids: Tensor, *ahead: Tensor) -> Tensor:
         _, shares = attend(self.network, ids, Ahead(*ahead))
-        return torch.stack([layer.mean(dim=1) for layer in shares], dim=1)  # mean over heads
+        return torch.stack([torch.stack(layer).mean(dim=1) for layer in shares], dim=1)  # mean over heads
 
 
-def attend(network: Any, ids: Tensor, ahead: Ahead) -> tuple[Tensor, list[Tensor]]:
-    """Pixels and words (3, N+T, C) after SFM's layers, and of each layer the shares (3, heads, N+T, N+T).
+def attend(network: Any, ids: Tensor, ahead: Ahead) -> tuple[Tensor, list[list[Tensor]]]:
+    """Pixels and words (3, N+T, C) after SFM's layers, and of each layer the shares (heads, N+T, N+T) of each level.
 
-    What a graph does not use of them, the exporter leaves away.
+    What a graph does not use of them, the exporter leaves away. One level's shares at a time are in memory.
     """
     fusion, side = network.fusion, network.config.grid
     first, *later = fusion.layers
@@ -80,15 +77,29 @@ def attend(network: Any, ids: Tensor, ahead: Ahead) -> tuple[Tensor, list[Tensor
         torch.cat([a, b.expand(3, *b.shape)], dim=2)
         for a, b in ((ahead.query, own_query), (ahead.key, own_key), (ahead.value, own_value))
     )
-    shares = [(query @ key.mT).softmax(dim=-1)]
+    shares = [level_by_level(query, key)]
     met = torch.cat([meet_words(ahead, own_key, own_value), (own_query @ key.mT).softmax(dim=-1) @ value], dim=2)
     x = finish(first, torch.cat([ahead.pixels, words.expand(3, *words.shape)], dim=1), met)
     position = torch.cat([fusion.place_pixels(side, side, x), of_words])
     for layer in later:
         query, key, value = project(layer, x, position)
-        shares.append((query @ key.mT).softmax(dim=-1))
-        x = finish(layer, x, shares[-1] @ value)
+        shares.append(level_by_level(query, key))
+        x = finish(layer, x, torch.stack([share @ level for share, level in zip(shares[-1], value, strict=True)]))
     return x, shares
+
+
+def level_by_level(query: Tensor, key: Tensor) -> list[Tensor]:
+    """query and key (3, heads, N+T, C/heads) → of each level the shares (heads, N+T, N+T)."""
+    return [(queries @ keys.mT).softmax(dim=-1) for queries, keys in zip(query, key, strict=True)]
+
+
+def meet_pixels(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """One level's attention among its pixels, (heads, N, C/heads), and the logarithm of its sum, (heads, N, 1)."""
+    scores = query @ key.mT
+    highest = scores.amax(dim=-1, keepdim=True)
+    shares = (scores - highest).exp()
+    total = shares.sum(dim=-1, keepdim=True)
+    return shares @ value / total, highest + total.log()
 
 
 def meet_words(ahead: Ahead, key: Tensor, value: Tensor) -> Tensor:
