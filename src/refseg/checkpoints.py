@@ -170,16 +170,17 @@ class Checkpoint:
 
     def check_weights(self) -> None:
         """Raises RefsegError where a weight is infinite or no number."""
-        weights = np.memmap(self.folder / WEIGHTS, dtype=np.uint8, mode="r")
-        for tensor in self.tensors.values():
-            if tensor.dtype in _EXPONENTS:
-                kind, bits = _EXPONENTS[tensor.dtype]
-                exponents = weights[tensor.start : tensor.end].view(kind) & kind(bits)
-                if (exponents == bits).any():
-                    raise RefsegError(
-                        f"the weights in {self.folder} hold values that are not finite numbers; "
-                        "copy the checkpoint again"
-                    )
+        with (self.folder / WEIGHTS).open("rb") as file:
+            for tensor in self.tensors.values():
+                if tensor.dtype in _EXPONENTS:
+                    kind, bits = _EXPONENTS[tensor.dtype]
+                    file.seek(tensor.start)
+                    exponents = np.frombuffer(file.read(tensor.end - tensor.start), kind) & kind(bits)
+                    if (exponents == bits).any():
+                        raise RefsegError(
+                            f"the weights in {self.folder} hold values that are not finite numbers; "
+                            "copy the checkpoint again"
+                        )
 
 
 def find_checkpoint(model: str | PathLike[str] | None) -> Checkpoint:
