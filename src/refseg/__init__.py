@@ -10,7 +10,6 @@ result.mask, result.score, result.box
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
     from refseg.segmenter import EncodedPhoto, Segmenter, load
 
     __version__: str
-
-# OpenVINO and NNCF call an analytics service as soon as they are imported, unless this package is missing.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 __all__ = [
     "EncodedPhoto",

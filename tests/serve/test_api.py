@@ -387,6 +387,13 @@ class TestState:
         assert re.search(r"refseg_cached_photos [1-9]", text) and re.search(r"refseg_cached_bytes [1-9]", text)
         assert "xxx" not in text, "paths that do not exist make no new counters"
 
+    def test_the_page_has_a_photograph_to_try(self, server):
+        (example,) = httpx.get(f"{server}/examples").json()
+        response = httpx.get(f"{server}/examples/{example['name']}")
+        assert response.headers["content-type"] == "image/jpeg" and example["title"]
+        results = as_form(server, response.content, example["expressions"][:4]).json()["results"]
+        assert [result["expression"] for result in results] == example["expressions"][:4]
+
     def test_page_takes_nothing_from_another_host(self, server):
         page = httpx.get(server)
         assert "default-src 'self'" in page.headers["content-security-policy"]

@@ -16,7 +16,7 @@ from typing import Any
 
 from refseg.checkpoints import DECODER, ENCODER, WEIGHTS, Checkpoint
 from refseg.engines.graphs import find_graphs
-from refseg.engines.quiet import quiet
+from refseg.engines.quiet import no_telemetry, quiet
 from refseg.errors import RefsegError
 from refseg.files import whole
 from refseg.words import FILE as TOKENIZER
@@ -145,6 +145,7 @@ def _to_int8(graph: Path) -> Path:
 
 
 def _to_openvino(graph: Path) -> list[Path]:
+    no_telemetry()
     import openvino
 
     path = graph.with_suffix(".xml")

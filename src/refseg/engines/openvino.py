@@ -14,6 +14,7 @@ import numpy as np
 from refseg.checkpoints import DECODER, ENCODER, WEIGHTS, Checkpoint
 from refseg.engines.graphs import find_graphs
 from refseg.engines.interface import Answers, Features, Floats
+from refseg.engines.quiet import no_telemetry
 from refseg.errors import RefsegError
 from refseg.words import Tokens
 
@@ -31,6 +32,7 @@ class OpenVINOEngine:
 
         Raises RefsegError where OpenVINO is not installed or the examples are missing, and as `find_graphs` does.
         """
+        no_telemetry()
         try:
             import openvino
         except ImportError as fault:
@@ -71,6 +73,7 @@ class OpenVINOEngine:
 
 def _quantized(core: Any, encoder: Any, decoder: Any, examples: Sequence[Example]) -> tuple[Any, Any]:
     """Both graphs in int8, by the ranges that activations take on the examples; attention and LSTM stay as they are."""
+    no_telemetry()
     try:
         import nncf
     except ImportError as fault:

@@ -1,8 +1,9 @@
-"""Libraries that speak while they write graphs."""
+"""Libraries that speak, to the terminal or to their makers."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,3 +23,8 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def no_telemetry() -> None:
+    """Keeps OpenVINO and NNCF, if imported after this, from calling an analytics service: its package looks missing."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

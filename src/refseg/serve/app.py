@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import mimetypes
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -15,7 +14,8 @@ from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, Res
 from fastapi.staticfiles import StaticFiles
 from starlette.requests import ClientDisconnect
 
-from refseg.serve import examples, problems, schema
+from refseg.demo import EXPRESSIONS, PHOTO, TITLE
+from refseg.serve import problems, schema
 from refseg.serve.admission import Admission
 from refseg.serve.counters import Counters
 from refseg.serve.label_studio import label_studio_routes
@@ -173,13 +173,13 @@ def _add_page(app: FastAPI) -> None:
         return FileResponse(_PAGE / "index.html")
 
     @app.get("/examples", include_in_schema=False)
-    def listing() -> list[dict[str, Any]]:
-        return [example.listing for example in examples.photographs().values()]
+    async def examples() -> list[dict[str, Any]]:
+        return [{"name": PHOTO.name, "title": TITLE, "expressions": EXPRESSIONS}]
 
     @app.get("/examples/{name}", include_in_schema=False)
-    def example(name: str) -> Response:
-        if name not in examples.photographs():
+    async def example(name: str) -> FileResponse:
+        if name != PHOTO.name:
             raise Problem(404, "there is no such example; /examples lists them")
-        return Response(examples.photographs()[name].content, media_type=mimetypes.guess_type(name)[0])
+        return FileResponse(PHOTO)
 
     app.mount("/page", StaticFiles(directory=_PAGE), name="page")
