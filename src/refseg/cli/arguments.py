@@ -42,7 +42,10 @@ PHOTO_SUFFIXES = frozenset(
 )
 """More than can be read: such a photograph is reported with its cure, not passed over in silence."""
 
-RECIPE_KEYS = ("base", "start", "start_share", "backbone_weights", "sentences", "word_vectors")
+RECIPE_KEYS = (
+    *("base", "start", "start_share", "backbone_weights"),
+    *("sentences", "word_vectors", "unknown_vector", "tokens"),
+)
 """Keys of a recipe that stand in no section."""
 
 EXAMPLE = 'refseg segment street.jpg "the red bag"'
