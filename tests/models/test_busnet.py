@@ -32,7 +32,7 @@ def always(shift, direction):
 @pytest.fixture
 def shift():
     torch.manual_seed(0)
-    return BottomUpShift(C, REACH).double()
+    return BottomUpShift(C, REACH, 6).double()
 
 
 def test_the_published_size():
@@ -47,9 +47,8 @@ def test_the_published_size():
 def test_a_fresh_filter_moves_a_region_its_way(direction):
     shift = Shift(C, REACH).double()
     always(shift, direction)
-    filters = shift.filters(random(1, 1, C), torch.zeros(1, 1, dtype=torch.long))
-    torch.testing.assert_close(filters.sum(dim=(2, 3)), torch.ones(1, 1).double())
-    moved = shift(dot(4, 4)[None, None], filters)[0, 0].detach()
+    mix = shift.mix(random(1, 1, C), torch.zeros(1, 1, dtype=torch.long))
+    moved = shift(dot(4, 4)[None, None], mix)[0, 0].detach()
     rows, columns = torch.meshgrid(torch.arange(H).double(), torch.arange(W).double(), indexing="ij")
     assert float(moved.sum()) == pytest.approx(1, abs=1e-3)
     centre = ((moved * rows).sum().item() - 4, (moved * columns).sum().item() - 4)
@@ -59,15 +58,15 @@ def test_a_fresh_filter_moves_a_region_its_way(direction):
 def test_a_filter_is_chosen_by_both_words():
     shift = Shift(C, REACH).double()
     words, heads = random(2, 3, C), torch.tensor([[1, 1, 1], [0, 0, 1]])
-    filters = shift.filters(words, heads)
+    regions = random(2, 3, H, W, seed=1)
+    moved = shift(regions, shift.mix(words, heads))
     bank = shift.bank.flatten(1).softmax(dim=1)
+    torch.testing.assert_close(bank.sum(dim=1), torch.ones(9).double())
     for b, word, head in ((0, 0, 1), (0, 2, 1), (1, 2, 1), (1, 0, 0)):
         mix = shift.choose(torch.cat([words[b, word], words[b, head]])).softmax(dim=0)
-        torch.testing.assert_close(filters[b, word].flatten(), mix @ bank)
-    regions = random(2, 3, H, W, seed=1)
-    moved = shift(regions, filters)
-    alone = F.conv2d(regions[1, 2][None, None], filters[1, 2][None, None], padding=REACH)[0, 0]
-    torch.testing.assert_close(moved[1, 2], alone)
+        mixed = (mix @ bank).view(1, 1, 2 * REACH + 1, 2 * REACH + 1)
+        alone = F.conv2d(regions[b, word][None, None], mixed, padding=REACH)[0, 0]
+        torch.testing.assert_close(moved[b, word], alone)
 
 
 def test_regions_are_told_upwards_the_deepest_first(shift):
@@ -76,10 +75,10 @@ def test_regions_are_told_upwards_the_deepest_first(shift):
     words, mask = random(1, 5, C), torch.ones(1, 5, dtype=torch.bool)
     regions = random(1, 5, H, W).sigmoid()
     man, holding, umbrella, a, red = (regions[0, word] for word in (0, 1, 4, 2, 3))
-    filters = shift.shift.filters(words, MAN)
+    mix = shift.shift.mix(words, MAN)
 
     def moved(region):
-        return shift.shift(region.expand(1, 5, H, W), filters)[0, 0]
+        return shift.shift(region.expand(1, 5, H, W), mix)[0, 0]
 
     def scaled(region):
         return region / region.max()

@@ -71,7 +71,7 @@ class BUSNet(ReferringNetwork):
         self.text_encoder = ForgetLSTMEncoder(
             config.vocabulary, config.word_size, config.width, config.dropout, freeze=config.freeze_words
         )
-        self.reasoning = nn.ModuleList(BottomUpShift(config.width, config.reach) for _ in range(3))
+        self.reasoning = nn.ModuleList(BottomUpShift(config.width, config.reach, config.max_words) for _ in range(3))
         self.refinement = Refinement(config.width)
         self.score = nn.Conv2d(config.width, 1, 3, padding=1)
         start_xavier(self.reasoning, self.refinement, self.score)
@@ -96,8 +96,9 @@ class BUSNet(ReferringNetwork):
 class BottomUpShift(nn.Module):
     """One level: the region of the referent, found along the tree, and the level with that region marked."""
 
-    def __init__(self, width: int, reach: int) -> None:
+    def __init__(self, width: int, reach: int, max_words: int) -> None:
         super().__init__()
+        self.max_words = max_words
         self.join = nn.Conv2d(2 * width + COORDINATES, width, 1)
         self.regions = Regions(width)
         self.shift = Shift(width, reach)
@@ -114,9 +115,11 @@ class BottomUpShift(nn.Module):
     def reason(self, regions: Tensor, words: Tensor, heads: Tensor, mask: Tensor) -> Tensor:
         """The regions (B, T, h, w) of all words after each has heard of those that depend on it, the deepest first."""
         depth, edge = depths(heads, mask), edges(heads, mask)
-        filters = self.shift.filters(words, heads)  # (B, T, k, k)
-        for step in range(int(depth.max()), 0, -1):
-            moved = self.shift(regions, filters)
+        mix = self.shift.mix(words, heads)  # (B, T, 9)
+        # A graph for another runtime cannot look at the trees while it is written: it takes the steps of the deepest.
+        deepest = self.max_words - 1 if torch.compiler.is_exporting() else int(depth.max())
+        for step in range(deepest, 0, -1):
+            moved = self.shift(regions, mix)
             speaks = (edge & (depth == step).unsqueeze(2)).to(regions.dtype)  # (B, T, T), words by rows
             count = speaks.sum(dim=1)[:, :, None, None]
             told = torch.einsum("bwn,bwyx->bnyx", speaks, moved) / count.clamp(min=1)
@@ -157,18 +160,16 @@ class Shift(nn.Module):
         ]
         self.bank = nn.Parameter(torch.stack(logits))  # (9, k, k)
 
-    def filters(self, words: Tensor, heads: Tensor) -> Tensor:
-        """words (B, T, C), heads (B, T) → the filter that moves each word's region to its head's, (B, T, k, k)."""
+    def mix(self, words: Tensor, heads: Tensor) -> Tensor:
+        """words (B, T, C), heads (B, T) → the shares of the filters that move each word's region, (B, T, 9)."""
         of_heads = words.gather(1, heads.unsqueeze(2).expand_as(words))
-        mix = self.choose(torch.cat([words, of_heads], dim=2)).softmax(dim=2)
-        bank = self.bank.flatten(1).softmax(dim=1)
-        return (mix @ bank).view(*words.shape[:2], *self.bank.shape[1:])
+        return self.choose(torch.cat([words, of_heads], dim=2)).softmax(dim=2)
 
-    def forward(self, regions: Tensor, filters: Tensor) -> Tensor:
-        """regions (B, T, h, w), filters (B, T, k, k) → (B, T, h, w); what leaves the map is lost."""
-        b, t, h, w = regions.shape
-        alone = regions.reshape(1, b * t, h, w)
-        return F.conv2d(alone, filters.flatten(0, 1).unsqueeze(1), padding=self.reach, groups=b * t).view(b, t, h, w)
+    def forward(self, regions: Tensor, mix: Tensor) -> Tensor:
+        """regions (B, T, h, w), mix (B, T, 9) → the regions moved, (B, T, h, w); what leaves the map is lost."""
+        filters = self.bank.flatten(1).softmax(dim=1).view_as(self.bank).unsqueeze(1)  # (9, 1, k, k)
+        moved = F.conv2d(regions.flatten(0, 1).unsqueeze(1), filters, padding=self.reach)  # (B·T, 9, h, w)
+        return (moved * mix.flatten(0, 1)[:, :, None, None]).sum(dim=1).view_as(regions)
 
 
 DIRECTIONS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]

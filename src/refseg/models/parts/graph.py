@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from refseg.models.interface import TokenBatch
 
+_DOUBLINGS = 10
+"""Of the reach up a tree: enough for 1,024 words, where an expression has at most 1,000 characters."""
+
 
 def heads_of(tokens: TokenBatch) -> Tensor:
     """The head of each word, (B, T) int64; where the batch has no trees, each word depends on the one before."""
@@ -18,11 +21,10 @@ def heads_of(tokens: TokenBatch) -> Tensor:
 
 def depths(heads: Tensor, mask: Tensor) -> Tensor:
     """How many steps lead from each word to its root, (B, T) int64: 0 for the root, and −1 past a sentence's end."""
-    place = torch.arange(heads.shape[1], device=heads.device).expand_as(heads)
-    steps, above = torch.zeros_like(heads), heads
-    for _ in range(heads.shape[1] - 1):
-        steps = steps + (above != place)
-        place, above = above, heads.gather(1, above)
+    place = torch.arange(heads.shape[1], device=heads.device)
+    steps, above = (heads != place).long(), heads
+    for _ in range(_DOUBLINGS):  # each looks twice as far up
+        steps, above = steps + steps.gather(1, above), above.gather(1, above)
     return torch.where(mask, steps, -1)
 
 
