@@ -227,6 +227,7 @@ def load(
     threads: int | None = None,
     refine: Refine | None = None,
     calibrate_on: Sequence[PhotoSource] = (),
+    word_vectors: str | PathLike[str] | None = None,
 ) -> Segmenter:
     """A segmenter from the shipped model (None or "shipped"), a checkpoint's folder, or a hub id "org/name".
 
@@ -240,8 +241,11 @@ def load(
     "int8", for OpenVINO alone, takes its ranges from the photographs `calibrate_on`, 30 or more. docs/speed.md says
     what each gains and loses. `refine` changes an answer's probabilities before they are decided (`evaluation.crf`).
 
-    Raises RefsegError if the checkpoint is incomplete, damaged or of an unknown type, or if the device, the engine or
-    a library is not there.
+    `word_vectors` is the text file in GloVe's format from which the model's own words started in their training. All
+    its words are then understood, also those that no sentence of the training has; PyTorch computes.
+
+    Raises RefsegError if the checkpoint is incomplete, damaged or of an unknown type, if the vectors are not those that
+    the model learnt with, or if the device, the engine or a library is not there.
     """
     _check_choice(engine, precision, threads)
     chosen = _choose_device(device, engine)
@@ -249,12 +253,16 @@ def load(
     other = checkpoint.model_type in OTHER_TYPES
     if other and (engine not in ("auto", "torch") or precision != "float32"):
         raise RefsegError(f"{checkpoint.model_type} is computed by torch in float32; leave engine and precision out")
+    if word_vectors is not None:
+        if other or engine in ("onnx", "openvino"):
+            raise RefsegError("word_vectors are for networks that torch computes; leave engine out, or word_vectors")
+        engine = "torch"
     if engine == "auto":
         engine = "torch" if other or chosen != "cpu" or precision == "bfloat16" else "onnx"
     computing: Engine
     words: WordTokenizer | BytePairTokenizer
     if engine == "torch":
-        computing, words, settings = _by_torch(checkpoint, chosen, precision, threads)
+        computing, words, settings = _by_torch(checkpoint, chosen, precision, threads, word_vectors)
     else:
         words, settings = checkpoint.read_words(), checkpoint.settings
         if engine == "onnx":
@@ -272,7 +280,11 @@ def load(
 
 
 def _by_torch(
-    checkpoint: Checkpoint, device: str, precision: str, threads: int | None
+    checkpoint: Checkpoint,
+    device: str,
+    precision: str,
+    threads: int | None,
+    word_vectors: str | PathLike[str] | None,
 ) -> tuple[Engine, WordTokenizer | BytePairTokenizer, Settings]:
     _need_torch()
     from refseg.engines.torch import TorchEngine
@@ -286,11 +298,15 @@ def _by_torch(
         return TorchEngine(other, device, precision, threads), tokens, other.settings
     from refseg.models.reading import read_network
 
-    network = read_network(checkpoint)
-    return TorchEngine(network, device, precision, threads), checkpoint.read_words(), checkpoint.settings
+    network, words = read_network(checkpoint), checkpoint.read_words()
+    if word_vectors is not None:
+        from refseg.models.vectors import add_words
+
+        words = add_words(network, words, Path(word_vectors))
+    return TorchEngine(network, device, precision, threads), words, checkpoint.settings
 
 
-def _examples(photos: Sequence[PhotoSource], words: WordTokenizer, side: int) -> list[tuple[Floats, Tokens]]:
+def _examples(photos: Sequence[PhotoSource], words: WordTokenizer, settings: Settings) -> list[tuple[Floats, Tokens]]:
     """Each photograph's square (1, 3, S, S) with a sentence of "the" and one of the vocabulary's frequent words."""
     frequent = sorted(words.vocabulary, key=words.vocabulary.__getitem__)[2:202]
     tree = np.array([[1, 1]])  # "the" depends on what follows

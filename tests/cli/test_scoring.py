@@ -1,10 +1,12 @@
 """From a model or its predictions to scores, a comparison and a calibrated checkpoint, as people type it."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from refseg.calibration import Calibration
 from refseg.cli import main
@@ -13,6 +15,7 @@ from refseg.data.sources import load_rows
 from refseg.data.table import read_table, write_table
 from refseg.evaluation.protocols import PROTOCOLS
 from refseg.evaluation.report import read_report
+from refseg.words import WordTokenizer
 
 
 @pytest.fixture
@@ -51,6 +54,25 @@ def test_a_model_scores_as_its_own_predictions_do(run):
 
     code, table, _ = run("report", "model.json", "lines.json")
     assert code == 0 and "+0.0 (+0.0 to +0.0)" in table
+
+
+def test_words_of_a_vector_file_are_understood(run):
+    """A circle by another name is found as well as the circle is."""
+    tokenizer = WordTokenizer.from_pretrained("tiny")
+    table = load_file("tiny/model.safetensors")["text_encoder.embedding.weight"]
+    vectors = {word: table[index] for word, index in tokenizer.vocabulary.items() if index > 1}
+    vectors["satchel"] = vectors["bag"]
+    lines = (f"{word} {' '.join(map(str, vector.tolist()))}\n" for word, vector in vectors.items())
+    Path("words.vec").write_text("".join(lines))
+    rows = read_table(Path("table.jsonl"))
+    for name in ("bag", "satchel"):
+        said = [dataclasses.replace(row, expression=f"the {name} on the left") for row in rows]
+        write_table(Path(f"{name}.jsonl"), said)
+        command = ("evaluate", "tiny", "--data", f"{name}.jsonl", "--out", f"{name}.json")
+        assert run(*command, "--word-vectors", "words.vec")[0] == 0
+    assert [pixels for _, pixels in scores("satchel.json")] == [pixels for _, pixels in scores("bag.json")]
+    code, _, complaint = run("evaluate", "tiny", "--data", "bag.jsonl", "--word-vectors", "absent.vec")
+    assert code != 0 and "cannot be read" in complaint
 
 
 def test_every_protocol_by_its_name(run):

@@ -15,6 +15,7 @@ from small_run import MODEL, PER_PHOTO, SCENES, train, write_recipe
 
 import refseg
 from refseg.data.sources import load_rows
+from refseg.data.table import write_table
 from refseg.errors import RefsegError
 from refseg.evaluation.evaluate import evaluate
 from refseg.evaluation.protocols import SHNET
@@ -345,6 +346,39 @@ def test_words_of_the_file_alone_are_understood_while_words_are_frozen(tmp_path)
     weights = more.engine.network.text_encoder.embedding.weight
     assert torch.equal(weights[: len(vectors)], vectors)
     assert torch.equal(weights[more.tokenizer.vocabulary["rug"]], torch.full((16,), 0.75))
+
+
+def test_words_as_the_released_code_has_them(tmp_path):
+    """Of letters alone, with fixed vectors, zero where there is none; those of the validation are looked up as well."""
+    rows = [dataclasses.replace(row, expression="the 2nd quokka") for row in load_rows("scenes:2:7", per_photo=2)]
+    write_table(tmp_path / "val.jsonl", rows)
+    numbers = " ".join(["0.5"] * 16)
+    (tmp_path / "glove.vec").write_text(f"quokka {numbers}\ncircle {numbers}\nsettee {numbers}\n")
+    short = [f"training.{name}" for name in ("validation.every=1", "max_steps=1", "warmup_steps=0")]
+    recipe = write_recipe(tmp_path, steps=2, model={"freeze_words": True}, data={"val": [str(tmp_path / "val.jsonl")]})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("refseg.training.word_vectors.MODERATE", 2)  # a file as large as GloVe's own
+        vectors = f"word_vectors={tmp_path / 'glove.vec'}"
+        segmenter = by_torch(train(recipe, vectors, "tokens=letters", "unknown_vector=zero", *short))
+    words, config = segmenter.tokenizer.vocabulary, segmenter.engine.network.config
+    assert all(word.isalpha() for word in words if word[0] != "<")
+    assert config.word_vectors == "glove.vec" and "settee" not in words
+    table = segmenter.engine.network.text_encoder.embedding.weight
+    known = {word for word, index in words.items() if table[index].any()}
+    assert known == {"quokka", "circle"}
+    assert torch.equal(table[words["quokka"]], torch.full((16,), 0.5))
+
+
+def test_one_hot_words_take_no_vectors(tmp_path):
+    (tmp_path / "glove.vec").write_text("circle " + " ".join(["0.5"] * 16) + "\n")
+    recipe = write_recipe(tmp_path, steps=1, model={"one_hot": True})
+    with pytest.raises(RefsegError, match="leave out one_hot, or word_vectors"):
+        train(recipe, f"word_vectors={tmp_path / 'glove.vec'}")
+    folder = train(recipe)
+    network = by_torch(folder).engine.network
+    assert network.text_encoder.lstm.input_size == network.config.vocabulary
+    with pytest.raises(RefsegError, match="leave out one_hot, or word_vectors, sentences and start"):
+        train(recipe, f"start={folder}", f"training.output={tmp_path / 'more'}")
 
 
 def test_both_losses_count_the_choice():

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from refseg.errors import RefsegError
-from refseg.training.word_vectors import learn_vectors, read_sentences, read_vectors, vector_words
+from refseg.training.word_vectors import learn_vectors, read_sentences, read_vectors, start_words, vector_words
 from refseg.words import WordTokenizer
 
 VOCABULARY = {"<pad>": 0, "<unk>": 1, "dog": 2, "cat": 3}
@@ -44,6 +44,35 @@ def test_a_file_of_moderate_size_joins_the_vocabulary_whole(tmp_path, monkeypatc
     assert vector_words(file, tokenizer) == []
     with pytest.raises(RefsegError, match="cannot be read"):
         vector_words(tmp_path / "absent.txt", tokenizer)
+
+
+@pytest.mark.parametrize("unknown_vector", ["mean", "zero"])
+def test_words_without_a_vector(tmp_path, unknown_vector):
+    file = tmp_path / "glove.txt"
+    file.write_text("dog 1 2\ncat 3 6\n<unk> 9 9\n")
+    tokenizer = WordTokenizer.from_expressions(["dog cat quokka"])
+    table = torch.full((len(tokenizer), 2), 7.0)
+    start_words(table, file, tokenizer, unknown_vector=unknown_vector)
+    words = tokenizer.vocabulary
+    assert table[words["dog"]].tolist() == [1, 2] and table[words["cat"]].tolist() == [3, 6]
+    if unknown_vector == "zero":
+        assert table[words["<unk>"]].tolist() == table[words["quokka"]].tolist() == [0, 0]
+    else:
+        assert table[words["quokka"]].tolist() == [7, 7]
+        assert table[words["<unk>"]].tolist() == [2, 4], "the mean over the words"
+
+
+def test_a_trained_networks_words_keep_their_vectors(tmp_path):
+    file = tmp_path / "glove.txt"
+    file.write_text("dog 1 2\ncat 3 6\n")
+    known = WordTokenizer.from_expressions(["dog"])
+    tokenizer = known.extended(["cat quokka"])
+    for unknown_vector, quokka in (("mean", 7), ("zero", 0)):
+        table = torch.full((len(tokenizer), 2), 7.0)
+        start_words(table, file, tokenizer, len(known), unknown_vector)
+        assert table[: len(known)].eq(7).all()
+        assert table[tokenizer.vocabulary["cat"]].tolist() == [3, 6]
+        assert table[tokenizer.vocabulary["quokka"]].tolist() == [quokka, quokka]
 
 
 def test_longer_vectors_than_wanted_are_no_words(tmp_path):

@@ -58,11 +58,12 @@ def load_model(
     threshold: float | None = None,
     threads: int | None = None,
     refine: Refine | None = None,
+    word_vectors: Path | None = None,
 ) -> Segmenter:
     """As `refseg.load`, imported when it is needed: --help loads no engine."""
     from refseg.segmenter import load
 
-    return load(model, device=device, threshold=threshold, threads=threads, refine=refine)
+    return load(model, device=device, threshold=threshold, threads=threads, refine=refine, word_vectors=word_vectors)
 
 
 def sort_arguments(

@@ -75,6 +75,13 @@ def evaluate(
     crf: Annotated[
         bool, typer.Option("--crf", help="Refine each mask by a dense CRF, as older methods do. Takes seconds each.")
     ] = False,
+    word_vectors: Annotated[
+        Path | None,
+        typer.Option(
+            help="The vector file that the model's words started from. All its words are then understood.",
+            show_default=False,
+        ),
+    ] = None,
     out: Out = None,
     as_json: AsJson = False,
     device: Device = "auto",
@@ -113,7 +120,7 @@ def evaluate(
     rows = [row for spec in data for row in load_rows(spec, seed=seed)]
     shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
     place = _device_of_this_process(device) if shared else device
-    segmenter = load_model(model, place, threads=threads, refine=refine if crf else None)
+    segmenter = load_model(model, place, threads=threads, refine=refine if crf else None, word_vectors=word_vectors)
     know_trees(segmenter.tokenizer, rows)
     if crf:
         model += " + dense CRF"

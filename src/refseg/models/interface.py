@@ -54,6 +54,8 @@ class ReferringConfig(PretrainedConfig):
     word_size: int = 128
     """Width of the word embedding; 300 for GloVe."""
     freeze_words: bool = False
+    word_vectors: str = ""
+    """Name of the file whose vectors the words started from. `refseg.load` takes more words from the same file."""
 
     width: int = 128
     """Channels C where pixels and words meet."""

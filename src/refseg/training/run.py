@@ -19,11 +19,12 @@ from refseg.evaluation.protocols import find_protocol
 from refseg.models.interface import ReferringConfig, ReferringNetwork
 from refseg.models.reading import read_network, read_start
 from refseg.models.registry import build_network
+from refseg.models.vectors import add_words
 from refseg.training.backbones import load_backbone, name_scores
 from refseg.training.recipe import Recipe, load_recipe
 from refseg.training.trainer import build_trainer, checkpoints, write_model, writing
 from refseg.training.word_vectors import learn_vectors, read_sentences, start_words, vector_words
-from refseg.words import WordTokenizer
+from refseg.words import WordTokenizer, split_words
 
 
 def run(path: Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
@@ -41,6 +42,9 @@ def run(path: Path, overrides: Sequence[str] = (), resume: bool = False) -> Path
     photos = [list(photo) for spec in recipe.data.train for photo in by_photograph(_rows(recipe, spec))]
     unseen = [row for spec in recipe.data.val for row in _rows(recipe, spec)] if validation else []
     model, tokenizer = _start(recipe, [row.expression for photo in photos for row in photo])
+    if unseen and recipe.word_vectors and not recipe.start:  # their words are understood, as those of the test will be
+        words = {word for row in unseen for word in split_words(tokenizer.tokenizer, row.expression)}
+        tokenizer = add_words(model, tokenizer, Path(recipe.word_vectors), words)
     if model.config.parses:
         tokenizer.parse = _parses([row for photo in photos for row in photo] + unseen)
     trainer = build_trainer(recipe, model, tokenizer, photos, unseen, checkpoint)
@@ -91,7 +95,8 @@ def _start(recipe: Recipe, expressions: Sequence[str]) -> tuple[ReferringNetwork
     started, known = read_start(recipe.start) if recipe.start else (None, None)
     if known is None:
         max_words = recipe.model.get("max_words", ReferringConfig.max_words)
-        tokenizer = WordTokenizer.from_expressions(expressions, sentences, max_words=max_words)
+        letters = recipe.tokens == "letters"
+        tokenizer = WordTokenizer.from_expressions(expressions, sentences, max_words=max_words, letters=letters)
     else:
         tokenizer = known.extended(expressions, sentences)
     if vectors:
@@ -101,7 +106,9 @@ def _start(recipe: Recipe, expressions: Sequence[str]) -> tuple[ReferringNetwork
     else:
         model = continued_model(recipe, tokenizer, started)
     if vectors:
-        start_words(model.text_encoder.embedding.weight.data, vectors, tokenizer, len(known) if known else 0)
+        table = model.text_encoder.embedding.weight.data
+        start_words(table, vectors, tokenizer, len(known) if known else 0, recipe.unknown_vector)
+        model.config.word_vectors = model.config.word_vectors or vectors.name
     if started is None:
         name_scores(model, tokenizer)
     return model, tokenizer
@@ -124,9 +131,9 @@ def continued_model(recipe: Recipe, tokenizer: WordTokenizer, started: Referring
     settings = started.config.to_dict() | recipe.model | changes
     model = build_network(settings)
     state = started.state_dict()
-    words = "text_encoder.embedding.weight"
-    unknown = state[words][tokenizer.unknown_id]
-    state[words] = torch.cat([state[words], unknown.expand(len(tokenizer) - len(state[words]), -1)])
+    table = started.text_encoder.embedding.weight.data
+    unknown = table[tokenizer.unknown_id].expand(len(tokenizer) - len(table), -1)
+    state["text_encoder.embedding.weight"] = torch.cat([table, unknown])
     try:
         model.load_state_dict(state)
     except RuntimeError as fault:

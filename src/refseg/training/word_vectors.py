@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from refseg.errors import RefsegError
+from refseg.models.vectors import vectors_of
 from refseg.words import WordTokenizer, split_words
 
 log = logging.getLogger(__name__)
@@ -40,38 +41,31 @@ def vector_words(file: Path, tokenizer: WordTokenizer) -> list[str]:
     return [word for word in words if split_words(tokenizer.tokenizer, word) == [word]]
 
 
-def start_words(embedding: Tensor, file: Path, tokenizer: WordTokenizer, known: int = 0) -> None:
-    """Gives words their vectors from a GloVe text file, in place. The unknown word starts at the mean of them.
+def start_words(
+    embedding: Tensor, file: Path, tokenizer: WordTokenizer, known: int = 0, unknown_vector: str = "mean"
+) -> None:
+    """Gives words their vectors from a GloVe text file, in place. See `Recipe.unknown_vector` for the others.
 
     embedding is (vocabulary, size). The first `known` words, which belong to a trained network, keep their vectors.
     """
     vectors = read_vectors(file, tokenizer.vocabulary, embedding.shape[1])
     log.info("word vectors for %d of %d words", len(vectors), len(tokenizer))
-    if not known:
-        embedding[tokenizer.unknown_id] = torch.stack(list(vectors.values())).mean(dim=0)
+    if unknown_vector == "zero":
+        embedding[known:] = 0
     for index, vector in vectors.items():
         if index >= known:
             embedding[index] = vector
+    if not known:
+        words = [vector for index, vector in vectors.items() if index > tokenizer.unknown_id] or [embedding[0]]
+        embedding[tokenizer.unknown_id] = torch.stack(words).mean(dim=0) if unknown_vector == "mean" else 0
 
 
 def read_vectors(file: Path, vocabulary: dict[str, int], size: int) -> dict[int, Tensor]:
     """Vectors of the known words from a GloVe text file, which has a word and `size` numbers per line."""
-    vectors: dict[int, Tensor] = {}
-    try:
-        with file.open(encoding="utf-8", errors="replace") as lines:
-            for number, line in enumerate(lines, start=1):
-                word, *numbers = line.rstrip("\n").rsplit(" ", size)
-                if len(numbers) != size:
-                    raise RefsegError(f"{file}, line {number}: not a word and {size} numbers; set model.word_size")
-                if word in vocabulary:
-                    vectors[vocabulary[word]] = torch.tensor([float(n) for n in numbers])
-    except OSError as fault:
-        raise RefsegError(f"word_vectors: {file} cannot be read; name a GloVe text file") from fault
-    except ValueError as fault:
-        raise fault if isinstance(fault, RefsegError) else RefsegError(f"{file} is not a GloVe file") from fault
+    vectors = vectors_of(file, size, vocabulary.__contains__, cure="set model.word_size")
     if not vectors:
         raise RefsegError(f"{file} has vectors of {size} numbers for none of the words; set model.word_size")
-    return vectors
+    return {vocabulary[word]: vector for word, vector in vectors.items()}
 
 
 def read_sentences(file: Path) -> Iterator[str]:

@@ -170,6 +170,7 @@ class SHNetConfig(ReferringConfig):
         docs/researchers.md lists each difference. Its mask logits are those of the loss, half the input's side.
         """
         settings: dict[str, Any] = {
+            "max_words": 30,
             "freeze_words": True,
             "embedding_dropout": 0.0,
             "fusion_norm": False,
