@@ -6,17 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from refseg.models.brinet import Entry
+from refseg.models.cmpc import Exchange
 from refseg.models.parts.text_encoder import average_word
-from refseg.models.shnet.gated_aggregation import (
-    GBFM,
-    MGATE,
-    TGFE,
-    Entry,
-    Exchange,
-    GBFMOfBRINet,
-    SharedExchange,
-    TGFEOfCMPC,
-)
+from refseg.models.shnet.gated_aggregation import GBFM, MGATE, TGFE, GBFMOfBRINet, SharedExchange, TGFEOfCMPC
 
 B, C, T = 3, 4, 5
 MGATEOfCMSA = partial(MGATE, learnt=True)
@@ -121,7 +114,7 @@ def test_the_gates_of_mgate_start_open_and_its_shares_even(kind, fused):
 def test_an_exchange_with_a_shut_gate_leaves_the_level_alone(fused):
     (pixels, words), *others = fused
     exchange = Exchange(C, C).double()
-    for gate in exchange.open:
+    for gate in exchange.opens:
         shut(gate)
     torch.testing.assert_close(
         exchange(pixels, [o for o, _ in others], average_word(words, MASK)), F.normalize(pixels, dim=1)
@@ -131,7 +124,7 @@ def test_an_exchange_with_a_shut_gate_leaves_the_level_alone(fused):
 def test_an_exchange_with_an_open_gate_adds_the_others(fused):
     (pixels, words), *others = fused
     exchange = Exchange(C, C).double()
-    for gate, value in zip(exchange.open, exchange.value, strict=True):
+    for gate, value in zip(exchange.opens, exchange.values, strict=True):
         shut(gate, 1e3)
         value.weight.data = torch.eye(C)[:, :, None, None].double()
         value.bias.data.zero_()
@@ -143,11 +136,11 @@ def test_an_exchange_pools_where_pixels_agree_with_the_sentence():
     """One place is the sentence itself, the others oppose it: its channel 0 opens the gate, theirs would shut it."""
     exchange = Exchange(2, 2).double()
     for linear, weight in (
-        (exchange.key, torch.eye(2)[:, :, None, None]),
+        (exchange.key, torch.eye(2)),
         (exchange.query, torch.eye(2)),
         (exchange.context, torch.eye(2, 4)),
-        *((gate, torch.tensor([[20.0, 0.0], [20.0, 0.0]])) for gate in exchange.open),
-        *((value, torch.eye(2)[:, :, None, None]) for value in exchange.value),
+        *((gate, torch.tensor([[20.0, 0.0], [20.0, 0.0]])) for gate in exchange.opens),
+        *((value, torch.eye(2)[:, :, None, None]) for value in exchange.values),
     ):
         linear.weight.data = weight.double()
         linear.bias.data.zero_()
@@ -167,15 +160,14 @@ def test_an_exchange_is_its_equation(fused):
     result = exchange(pixels, [first, second], sentences)
     for b, s in enumerate(sentences):
         places = pixels[b].flatten(1).T  # (hw, C)
-        keys = exchange.key(pixels)[b].flatten(1).T
-        share = (keys @ exchange.query(s) / C**0.5).softmax(dim=0)
+        share = (exchange.key(places) @ exchange.query(s) / C**0.5).softmax(dim=0)
         pooled = sum(weight * place for weight, place in zip(share, places, strict=True))
         context = exchange.context(torch.cat([pooled, s]))
-        gates = [gate(context / context.norm()).sigmoid() for gate in exchange.open]
+        gates = [gate(context / context.norm()).sigmoid() for gate in exchange.opens]
         for row, column in ((0, 0), (3, 2), (1, 1)):
             taken = [
                 value.weight[:, :, 0, 0] @ x[b, :, row, column] + value.bias
-                for value, x in zip(exchange.value, (first, second), strict=True)
+                for value, x in zip(exchange.values, (first, second), strict=True)
             ]
             expected = pixels[b, :, row, column] + sum(g * t.relu() for g, t in zip(gates, taken, strict=True))
             torch.testing.assert_close(result[b, :, row, column], expected / expected.norm())
@@ -289,10 +281,11 @@ def test_gbfm_walks_both_ways(way, weights, fused):
     """With open gates on one way, its end is start + 2·middle + end; the other's, shut, is its last level alone."""
     gbfm = build(GBFMOfBRINet)
     for name in ("bottom_up", "top_down"):
-        for entry in getattr(gbfm, name):
+        for entry in getattr(gbfm.fuse, name):
             shut(entry.gate, 1e3 if name == way else -1e3)
-    gbfm.join.weight.data.zero_()
-    gbfm.join.weight.data[:, :, 1, 1] = torch.eye(C)
-    gbfm.join.bias.data.zero_()
+    join = gbfm.fuse.join
+    join.weight.data.zero_()
+    join.weight.data[:, :, 1, 1] = torch.eye(C)
+    join.bias.data.zero_()
     expected = sum(weight * pixels for weight, (pixels, _) in zip(weights, fused, strict=True)).relu()
     torch.testing.assert_close(gbfm(fused, MASK), expected)

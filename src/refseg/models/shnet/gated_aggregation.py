@@ -1,8 +1,8 @@
 """The aggregations with which table 4 compares HCAM: MGATE, TGFE and GBFM, each in two forms.
 
-The first is the small form that SHNet's authors built for their table. The second is that of the paper it is named
-after, where silent completed by that paper's released code. The levels meet on one grid, so nothing is resized here.
-The sentence is the mean of a level's words.
+The first is the small form that SHNet's authors built for their table. The second is that of the paper from which it
+has its name, and is the module of that paper's network here. The levels meet on one grid, so nothing is resized. The
+sentence is the mean of a level's words.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refseg.models.brinet import Entry, GatedFusion
+from refseg.models.cmpc import Exchange
 from refseg.models.parts.convlstm import ConvLSTM
 from refseg.models.parts.text_encoder import average_word
 from refseg.models.shnet.fusion import Fused
@@ -90,7 +92,8 @@ class SharedExchange(nn.Module):
 
     def forward(self, pixels: Tensor, others: list[Tensor], sentence: Tensor) -> Tensor:
         """pixels and others (B, C, h, w), sentence (B, words) → (B, C, h, w)."""
-        pooled = gather(self.key(pixels).relu(), self.query(sentence).relu(), pixels)
+        likeness = self.query(sentence).relu().unsqueeze(1) @ self.key(pixels).relu().flatten(2)  # (B, 1, hw)
+        pooled = (likeness.softmax(dim=-1) @ pixels.flatten(2).mT).squeeze(1)  # (B, C)
         context = F.normalize(self.context(torch.cat([pooled, sentence], dim=1)).relu(), dim=1)
         opened = self.open(context).sigmoid()[:, :, None, None]
         received = [opened * self.value(other).relu() for other in others]
@@ -120,40 +123,12 @@ class TGFEOfCMPC(nn.Module):
         return self.join(pixels)
 
 
-class Exchange(nn.Module):
-    """What one level takes from the two others in one round of CMPC's TGFE.
-
-        c = W [Σ_p λ_p x_p; s], λ = softmax over the places p of K x_p · Q s / √C
-        x + Σ_j σ(U_j c) ∘ relu(V_j x_j)
-
-    with s the sentence; c and the result are scaled to length 1.
-    """
-
-    def __init__(self, width: int, words: int) -> None:
-        super().__init__()
-        self.key = nn.Conv2d(width, width, 1)
-        self.query = nn.Linear(words, width)
-        self.context = nn.Linear(width + words, width)
-        self.open = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
-        self.value = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(2))
-
-    def forward(self, pixels: Tensor, others: list[Tensor], sentence: Tensor) -> Tensor:
-        """pixels and both others (B, C, h, w), sentence (B, words) → (B, C, h, w)."""
-        pooled = gather(self.key(pixels), self.query(sentence) / pixels.shape[1] ** 0.5, pixels)
-        context = F.normalize(self.context(torch.cat([pooled, sentence], dim=1)), dim=1)
-        received = [
-            gate(context).sigmoid()[:, :, None, None] * value(other).relu()
-            for gate, value, other in zip(self.open, self.value, others, strict=True)
-        ]
-        return F.normalize(pixels + torch.stack(received).sum(dim=0), dim=1)
-
-
 class GBFM(nn.Module):
     """Gated bi-directional fusion after BRINet (Hu et al., CVPR 2020), in the form of SHNet's authors.
 
-    The levels are walked from deep to shallow and from shallow to deep (see `walk`), each first mixed with its
-    sentence. The two ways' ends are added, and a 3×3 convolution follows. All levels and steps share their weights.
-    Table 4 names LSCM (Hui et al., ECCV 2020) beside it, but the module of this name is BRINet's.
+    Each level is mixed with its sentence; then they are walked from deep to shallow and from shallow to deep. The ends
+    of both ways are added, and a 3×3 convolution follows. All levels and steps share their weights. Table 4
+    names LSCM (Hui et al., ECCV 2020) with it, but the module of this name is BRINet's.
     """
 
     def __init__(self, width: int, words: int | None = None) -> None:
@@ -169,8 +144,13 @@ class GBFM(nn.Module):
         for pixels, words in fused:
             sentence = average_word(words, mask)[:, :, None, None].expand(-1, -1, *pixels.shape[2:])
             levels.append(self.mix(torch.cat([pixels, sentence], dim=1)).relu())
-        steps = [self.enter] * 3
-        return self.join(walk(levels[::-1], steps) + walk(levels, steps))
+        return self.join(self.walk(levels[::-1]) + self.walk(levels))
+
+    def walk(self, levels: list[Tensor]) -> Tensor:
+        """The first level enters the second and the second the third; then the former result enters the latter."""
+        first, second, third = levels
+        arrived: Tensor = self.enter(self.enter(first, second), self.enter(second, third))
+        return arrived
 
 
 class GBFMOfBRINet(nn.Module):
@@ -178,40 +158,11 @@ class GBFMOfBRINet(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.bottom_up = nn.ModuleList(Entry(width) for _ in range(3))
-        self.top_down = nn.ModuleList(Entry(width) for _ in range(3))
-        self.join = nn.Conv2d(width, width, 3, padding=1)
+        self.fuse = GatedFusion(width)
 
     def forward(self, fused: list[Fused], mask: Tensor) -> Tensor:
         """Three fused levels, mask (B, T) → (B, C, h, w)."""
-        levels = [pixels for pixels, _ in fused]
-        return self.join(walk(levels, self.bottom_up) + walk(levels[::-1], self.top_down)).relu()
-
-
-class Entry(nn.Module):
-    """One level enters another through a gate that both decide: σ(conv 3×3 of relu(conv 1×1 of [x; y])) ∘ x + y."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.meet = nn.Conv2d(2 * width, width, 1)
-        self.gate = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        joint = self.meet(torch.cat([source, target], dim=1)).relu()
-        return self.gate(joint).sigmoid() * source + target
-
-
-def walk(levels: Sequence[Tensor], steps: Sequence[nn.Module] | nn.ModuleList) -> Tensor:
-    """The first level enters the second and the second the third; then the former result enters the latter."""
-    (start, middle, end), (first, second, last) = levels, steps
-    arrived: Tensor = last(first(start, middle), second(middle, end))
-    return arrived
-
-
-def gather(keys: Tensor, query: Tensor, pixels: Tensor) -> Tensor:
-    """The mean of the pixels (B, C, h, w), weighed by the softmax over places of key · query: (B, C)."""
-    likeness = query.unsqueeze(1) @ keys.flatten(2)  # (B, 1, hw)
-    return (likeness.softmax(dim=-1) @ pixels.flatten(2).mT).squeeze(1)
+        return self.fuse([pixels for pixels, _ in fused])
 
 
 def blend(gate: Tensor | float, new: Tensor, old: Tensor) -> Tensor:
