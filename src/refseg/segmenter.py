@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import sys
@@ -18,7 +19,8 @@ from PIL import Image
 from refseg.calibration import Calibration, Verdict
 from refseg.checkpoints import OTHER_TYPES, Checkpoint, Settings, find_checkpoint
 from refseg.data.parses import Parses
-from refseg.engines.interface import Answers, Engine, Features, Floats
+from refseg.engines.graphs import find_graphs
+from refseg.engines.interface import Answers, Engine, Features, Floats, NoGraphError
 from refseg.engines.threads import available_threads
 from refseg.errors import RefsegError
 from refseg.photo import PhotoSource, read_photo
@@ -29,6 +31,8 @@ from refseg.words import UNKNOWN, Tokens, WordTokenizer, clean_expression
 if TYPE_CHECKING:
     from refseg.models.hub import Measurement
     from refseg.models.pretrained import BytePairTokenizer
+
+logger = logging.getLogger(__name__)
 
 ENGINES = ("auto", "onnx", "torch", "openvino")
 PRECISIONS = ("float32", "bfloat16", "int8")
@@ -257,11 +261,15 @@ def load(
         if other or engine in ("onnx", "openvino"):
             raise RefsegError("word_vectors are for networks that torch computes; leave engine out, or word_vectors")
         engine = "torch"
-    if engine == "auto":
-        engine = "torch" if other or chosen != "cpu" or precision == "bfloat16" else "onnx"
+    if engine == "auto" and not other and chosen == "cpu" and precision == "float32":
+        try:
+            find_graphs(checkpoint)
+            engine = "onnx"
+        except NoGraphError as fault:
+            logger.warning("%s; it does so here", fault)
     computing: Engine
     words: WordTokenizer | BytePairTokenizer
-    if engine == "torch":
+    if engine in ("auto", "torch"):
         computing, words, settings = _by_torch(checkpoint, chosen, precision, threads, word_vectors)
     else:
         words, settings = checkpoint.read_words(), checkpoint.settings

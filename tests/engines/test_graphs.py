@@ -177,8 +177,17 @@ def test_what_the_tracer_does_not_know_names_another_engine(folder: Path, monkey
         raise NotImplementedError("an operator\nand much more")
 
     monkeypatch.setattr("refseg.engines.tracing.trace", trace)
-    with pytest.raises(RefsegError, match=r'cannot be written as graphs \(an operator\); load it with engine="torch"'):
+    named = r'cannot be written as graphs \(an operator\); PyTorch computes it with engine="torch"'
+    with pytest.raises(RefsegError, match=named):
         write_graphs(find_checkpoint(folder), folder)
+    expected = load(folder, device="cpu")(PHOTO, "the dog").mask
+    for name in GRAPHS:
+        (folder / name).unlink()
+    with pytest.raises(RefsegError, match=named):
+        load(folder, device="cpu", engine="onnx")
+    segmenter = load(folder, device="cpu")
+    assert isinstance(segmenter.engine, TorchEngine)
+    np.testing.assert_array_equal(segmenter(PHOTO, "the dog").mask, expected)
 
 
 @pytest.mark.slow

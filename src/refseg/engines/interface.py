@@ -7,11 +7,16 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from refseg.errors import RefsegError
 from refseg.words import Tokens
 
 Floats = npt.NDArray[np.float32]
 Features = tuple[Any, ...]
 """What an engine computes of one photograph: its own arrays, each with `nbytes`."""
+
+
+class NoGraphError(RefsegError):
+    """A network that cannot be written in the operators of ONNX."""
 
 
 class Answers(NamedTuple):

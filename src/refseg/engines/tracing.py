@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refseg.checkpoints import ATTENTION, DECODER, ENCODER, GRAPHS, WEIGHTS, Checkpoint
+from refseg.engines.interface import NoGraphError
 from refseg.engines.quiet import quiet
 from refseg.errors import RefsegError, first_line
 from refseg.files import whole
@@ -50,9 +51,9 @@ def write_graphs(checkpoint: Checkpoint, folder: Path) -> None:
     try:
         models = _trace(network)
     except Exception as fault:  # whatever the tracer or the exporter meets in a backbone
-        raise RefsegError(
+        raise NoGraphError(
             f"the network in {checkpoint.folder} cannot be written as graphs ({first_line(fault)}); "
-            'load it with engine="torch"'
+            'PyTorch computes it with engine="torch"'
         ) from fault
     for name in GRAPHS:
         if name not in models:
