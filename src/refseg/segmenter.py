@@ -280,7 +280,7 @@ def load(
         else:
             from refseg.engines.openvino import OpenVINOEngine
 
-            examples = _examples(calibrate_on, words, settings.image_size) if precision == "int8" else []
+            examples = _examples(calibrate_on, words, settings) if precision == "int8" else []
             computing = OpenVINOEngine(checkpoint, precision, threads or available_threads(), examples)
     if computing.parses and isinstance(words, WordTokenizer):
         words.parse = Parses()
@@ -320,7 +320,7 @@ def _examples(photos: Sequence[PhotoSource], words: WordTokenizer, settings: Set
     tree = np.array([[1, 1]])  # "the" depends on what follows
     return [
         (
-            to_square(read_photo(photo), side)[None],
+            to_square(read_photo(photo), settings.image_size)[None],
             replace(words([f"the {frequent[number % len(frequent)]}"]), heads=tree),
         )
         for number, photo in enumerate(photos)
