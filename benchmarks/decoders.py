@@ -52,9 +52,9 @@ def main() -> None:
     parser.add_argument("--val-photos", type=int, default=40)
     options = parser.parse_args()
     torch.manual_seed(0)
-    torch.set_num_threads(1)
-    segmenter = refseg.load(None if options.model == "shipped" else options.model, device="cpu")
-    model, config = segmenter.model, segmenter.model.config
+    segmenter = refseg.load(options.model, device="cpu", engine="torch", threads=1)
+    model = segmenter.engine.network
+    config = model.config
     c = config.width
     widths = {"released": [c, c, c // 2], "light": [c // 2, c // 4, c // 8]}
     decoders = {name: Decoder(ASPP(c, config.aspp_rates, 0.0), c, own).train() for name, own in widths.items()}
@@ -63,8 +63,7 @@ def main() -> None:
     lines = []
     for name, decoder in decoders.items():
         model.decoder = decoder.eval()
-        scored = refseg.Segmenter(model, segmenter.tokenizer)
-        scores = evaluate(scored, rows, max_photos=options.val_photos).overall
+        scores = evaluate(segmenter, rows, max_photos=options.val_photos).overall
         lines.append(
             Line(
                 name, "-".join(map(str, widths[name])), scores.overall_iou, scores.mean_iou, scores.count, options.steps
@@ -76,7 +75,7 @@ def main() -> None:
 
 def train(segmenter: refseg.Segmenter, decoders: dict[str, Decoder], options: argparse.Namespace) -> None:
     """AdamW at 2e-3 falling to zero; cross-entropy and Dice."""
-    model = segmenter.model
+    model = segmenter.engine.network
     photos = list(by_photograph(load_rows(options.train)))
     training = TrainingRecipe("", [Phase(options.steps, options.photos, 8)])
     dataset = PhotoDataset(photos, DataRecipe([]), training, model.config)

@@ -16,15 +16,21 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import numpy as np
 
 import refseg
 from refseg.data.sources import load_rows
 from refseg.evaluation.bench import machine, write_csv
 from refseg.evaluation.evaluate import evaluate
-from refseg.models.interface import TokenBatch
+from refseg.words import Tokens
 
-ENGINES = (("torch", "float32"), ("torch", "bfloat16"), ("openvino", "float32"), ("openvino", "int8"))
+ENGINES = (
+    ("onnx", "float32"),
+    ("torch", "float32"),
+    ("torch", "bfloat16"),
+    ("openvino", "float32"),
+    ("openvino", "int8"),
+)
 
 
 @dataclass(frozen=True)
@@ -45,12 +51,15 @@ def main() -> None:
     parser.add_argument("--calibrate", type=Path, required=True, help="a folder of photographs for int8")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
     rows = [row for spec in options.data for row in load_rows(spec)]
     photos = sorted(options.calibrate.glob("*.jpg"))[::10][:60]
     segmenters = {
         (engine, precision): refseg.load(
-            device="cpu", engine=engine, precision=precision, calibrate_on=photos if precision == "int8" else ()
+            device="cpu",
+            engine=engine,
+            precision=precision,
+            threads=options.threads,
+            calibrate_on=photos if precision == "int8" else (),
         )
         for engine, precision in ENGINES
     }
@@ -67,17 +76,17 @@ def main() -> None:
 def timed(segmenters: dict[tuple[str, str], refseg.Segmenter]) -> dict[tuple[str, str], list[float]]:
     """Medians of 9 rounds in which the engines take turns: milliseconds to encode and to answer."""
     spent: dict[tuple[str, str], list[list[float]]] = {name: [[], []] for name in segmenters}
-    image = torch.rand(1, 3, 320, 320)
-    tokens = TokenBatch(torch.tensor([[2, 3, 4, 5]]), torch.ones(1, 4, dtype=torch.bool))
-    with torch.inference_mode():
-        for _ in range(10):
-            for name, segmenter in segmenters.items():
-                start = time.perf_counter()
-                features = segmenter.network.encode(image)
-                between = time.perf_counter()
-                segmenter.network(tokens, features=features)
-                spent[name][0].append(1000 * (between - start))
-                spent[name][1].append(1000 * (time.perf_counter() - between))
+    side = next(iter(segmenters.values())).image_size
+    image = np.random.default_rng(0).random((1, 3, side, side), dtype=np.float32)
+    tokens = Tokens(np.array([[2, 3, 4, 5]]), np.ones((1, 4), dtype=np.bool_), [()], [False])
+    for _ in range(10):
+        for name, segmenter in segmenters.items():
+            start = time.perf_counter()
+            features = segmenter.engine.encode(image)
+            between = time.perf_counter()
+            segmenter.engine.answer(tokens, features)
+            spent[name][0].append(1000 * (between - start))
+            spent[name][1].append(1000 * (time.perf_counter() - between))
     return {name: [statistics.median(values[1:]) for values in own] for name, own in spent.items()}
 
 

@@ -14,12 +14,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import refseg
+from refseg.checkpoints import DECODER, ENCODER
 from refseg.data.sources import load_rows
 from refseg.data.table import by_photograph
-from refseg.engines.export import ExportedNetwork
+from refseg.engines.onnx import OnnxEngine
 from refseg.evaluation.protocols import count_pixels
 from refseg.evaluation.scores import Scores
 
@@ -32,11 +32,11 @@ def main() -> None:
     parser.add_argument("--expressions", type=int, default=8, help="so many expressions of each")
     parser.add_argument("--model", default=None, help="the model that was exported; by default the shipped one")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    plain = refseg.load(options.model, device="cpu")
+    plain = refseg.load(options.model, device="cpu", engine="torch", threads=1)
     forms = {"torch": plain}
     for folder in options.exported:
-        forms[str(folder)] = refseg.Segmenter(plain.model, plain.tokenizer, network=ExportedNetwork(folder))
+        engine = OnnxEngine(folder / ENCODER, folder / DECODER, None, None, 1)
+        forms[str(folder)] = refseg.Segmenter(engine, plain.tokenizer, plain.settings)
     photographs = list(by_photograph([row for spec in options.data for row in load_rows(spec)]))
     chosen = [photographs[k * len(photographs) // options.photos] for k in range(options.photos)]
     scores = {name: Scores() for name in forms}
