@@ -137,7 +137,7 @@ def _as_displayed(image: Image.Image, name: str) -> Image.Image:
     except RefsegError:
         raise
     except Exception as fault:  # damaged pixels surface as any error of any decoder
-        damaged = f"{name} is damaged or cut short ({first_line(fault)}); obtain it anew"
+        damaged = f"{name} is damaged or cut short ({first_line(fault)}); get a new copy"
         raise RefsegError(_too_much_beside(fault, name) or damaged) from fault
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
@@ -235,13 +235,13 @@ def _too_large(name: str, size: str) -> str:
 def _too_much_beside(fault: Exception, name: str) -> str:
     """The sentence for text or profiles that inflate to megabytes, at which Pillow stops; empty for other faults."""
     if str(fault).lower().startswith(("decompressed data too large", "too much memory used in text chunks")):
-        return f"{name} carries text or a colour profile of more than 1 MB; save it anew without metadata"
+        return f"{name} carries text or a colour profile of more than 1 MB; save it again without metadata"
     return ""
 
 
 def _not_a_photograph(head: bytes, name: str) -> str:
     if head.startswith(_OWN_SIGNATURES) or head[8:12] == b"WEBP":
-        return f"{name} is damaged or cut short; obtain it anew"
+        return f"{name} is damaged or cut short; get a new copy"
     for offset, signature, found in _OTHER_SIGNATURES:
         if head[offset:].startswith(signature):
             return f"{name} is {found}; {_CONVERT}"

@@ -74,10 +74,10 @@ def read_state(checkpoint: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as fault:
         asked = re.search(r"GLOBAL (\S+)", str(fault))
         reason = f"asks for {asked[1]}, and weights are tensors and numbers" if asked else "is no plain checkpoint"
-        raise RefsegError(f"{checkpoint} is refused: it {reason}; obtain it anew from its publisher") from fault
+        raise RefsegError(f"{checkpoint} is refused: it {reason}; get a new copy from its publisher") from fault
     except Exception as fault:  # a damaged file surfaces as nearly any error
         raise RefsegError(
-            f"{checkpoint} cannot be read as a checkpoint ({first_line(fault)}); obtain it anew"
+            f"{checkpoint} cannot be read as a checkpoint ({first_line(fault)}); get a new copy"
         ) from fault
     state = content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

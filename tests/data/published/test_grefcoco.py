@@ -151,7 +151,7 @@ def test_references_that_are_not_as_published(root, damage):
     of, references = val_refs()
     of["left man"].update(damage)
     write_grefcoco(root, references)
-    with pytest.raises(RefsegError, match=r"grefs\(unc\)\.json.* obtain it anew"):
+    with pytest.raises(RefsegError, match=r"grefs\(unc\)\.json.* get a new copy"):
         read_refer(GREFCOCO, root)
 
 

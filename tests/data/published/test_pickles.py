@@ -93,7 +93,7 @@ CRAFTED = {
 def test_a_crafted_pickle_is_refused_and_nothing_runs(file, tmp_path, kind, protocol):
     marker = tmp_path / "marker"
     path = file(pickle.dumps(CRAFTED[kind](marker), protocol))
-    with pytest.raises(RefsegError, match=r"is refused: it .* obtain it anew") as refusal:
+    with pytest.raises(RefsegError, match=r"is refused: it .* get a new copy") as refusal:
         read_plain_pickle(path)
     assert "\n" not in str(refusal.value)
     assert not marker.exists()
@@ -179,7 +179,7 @@ def test_a_file_beyond_all_measure_is_not_read(file, monkeypatch):
 def test_a_damaged_pickle_is_reported(file, protocol):
     whole = pickle.dumps([REF], protocol)
     for end in range(0, len(whole), 5):
-        with pytest.raises(RefsegError, match="obtain it anew"):
+        with pytest.raises(RefsegError, match="get a new copy"):
             read_plain_pickle(file(whole[:end]))
 
 

@@ -279,7 +279,7 @@ def test_half_a_copy(tmp_path):
 def test_instances_cut_short(tmp_path, content):
     place = write_published(tmp_path)
     (place / "instances.json").write_bytes(content)
-    with pytest.raises(RefsegError, match=r"instances\.json .* obtain it anew"):
+    with pytest.raises(RefsegError, match=r"instances\.json .* get a new copy"):
         read(tmp_path)
 
 
@@ -298,7 +298,7 @@ def test_references_that_are_not_as_published(tmp_path, damage):
     changed = refs()
     damage(changed[2])
     (place / "refs(unc).p").write_bytes(pickle.dumps(changed))
-    with pytest.raises(RefsegError, match=r"refs\(unc\)\.p.* obtain it anew"):
+    with pytest.raises(RefsegError, match=r"refs\(unc\)\.p.* get a new copy"):
         read(tmp_path)
 
 

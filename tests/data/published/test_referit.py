@@ -150,7 +150,7 @@ def test_wrong_roots_and_half_copies(tmp_path):
 def test_damaged_query_files(tmp_path, content):
     place = write_referit(tmp_path)
     (place / "data/referit_query_test.json").write_text(content)
-    with pytest.raises(RefsegError, match=r"referit_query_test\.json.* obtain it anew"):
+    with pytest.raises(RefsegError, match=r"referit_query_test\.json.* get a new copy"):
         read(tmp_path)
 
 

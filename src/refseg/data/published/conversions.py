@@ -55,7 +55,7 @@ def read_cris(dataset: Dataset, folder: Path, photographs: Photographs) -> Copy 
 def _cris_referents(file: Path, masks: Path) -> Iterator[Referent]:
     entries = read_json(file)
     if not isinstance(entries, list):
-        raise RefsegError(f"{file} holds no list of referents; convert the dataset anew")
+        raise RefsegError(f"{file} holds no list of referents; convert the dataset again")
     for number, entry in enumerate(entries):
         try:
             sentences = entry["sentences"] if "sentences" in entry else entry["sents"]
@@ -66,7 +66,7 @@ def _cris_referents(file: Path, masks: Path) -> Iterator[Referent]:
                 segmentations=(masks / f"{segment_id}.png",), split=file.stem,
             )  # fmt: skip
         except (KeyError, TypeError, ValueError) as fault:
-            raise RefsegError(f"{file}, entry {number}, is not a referent ({fault!r}); convert it anew") from fault
+            raise RefsegError(f"{file}, entry {number}, is not a referent ({fault!r}); convert it again") from fault
 
 
 # ---------------------------------------------------------------- the hub
@@ -134,7 +134,7 @@ def _hub_rows(file: Path, with_photographs: bool) -> Iterator[Record]:
             with file.open(encoding="utf-8") as lines:
                 yield from (json.loads(line) for line in lines if line.strip())
     except (ValueError, RecursionError) as fault:
-        raise RefsegError(f"{file} is damaged or cut short ({fault}); obtain it anew") from fault
+        raise RefsegError(f"{file} is damaged or cut short ({fault}); get a new copy") from fault
 
 
 def _parquet_rows(file: Path, with_photographs: bool) -> Iterator[Record]:
@@ -149,7 +149,7 @@ def _parquet_rows(file: Path, with_photographs: bool) -> Iterator[Record]:
             for batch in opened.iter_batches(batch_size=64, columns=columns):  # a row may embed a photograph
                 yield from batch.to_pylist()
     except (arrow.ArrowException, OSError) as fault:
-        raise RefsegError(f"{file} is damaged or cut short ({first_line(fault)}); obtain it anew") from fault
+        raise RefsegError(f"{file} is damaged or cut short ({first_line(fault)}); get a new copy") from fault
 
 
 def _hub_referents(row: Record, split: str, dataset: Dataset) -> Iterator[Referent]:

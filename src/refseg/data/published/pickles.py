@@ -62,7 +62,7 @@ def read_plain_pickle(path: Path) -> Any:
         raise
     except Exception as fault:  # a damaged pickle surfaces as nearly any error
         raise RefsegError(
-            f"{path} is not a whole pickle of plain data ({first_line(fault)}); obtain it anew"
+            f"{path} is not a whole pickle of plain data ({first_line(fault)}); get a new copy"
         ) from fault
 
 
@@ -81,7 +81,7 @@ def _check(content: bytes, path: Path) -> None:
         if asked:
             raise RefsegError(
                 f"{path} is refused: {asked} at byte {position}, and a dataset is plain lists, numbers and strings; "
-                "obtain it anew from its publisher"
+                "get a new copy from its publisher"
             )
 
 

@@ -82,7 +82,7 @@ class _Instances:
             self.labels = {entry["id"]: str(entry["name"]) for entry in document["categories"]}
             self._of_label = Counter((a["image_id"], a["category_id"]) for a in document["annotations"])
         except (KeyError, TypeError) as fault:
-            raise RefsegError(f"{path} is not in COCO's format ({fault}); obtain it anew") from fault
+            raise RefsegError(f"{path} is not in COCO's format ({fault}); get a new copy") from fault
 
     def label(self, annotations: list[dict[str, Any]]) -> tuple[str, int]:
         """The label of segments of one photograph, and how many others have it. "" and 0 if they share no label."""
@@ -95,7 +95,7 @@ class _Instances:
 
 def _referents(refs: Any, file: Path, instances: _Instances, dataset: Dataset) -> Iterator[Referent]:
     if not isinstance(refs, list) or not refs:
-        raise RefsegError(f"{file} holds no list of references; obtain it anew")
+        raise RefsegError(f"{file} holds no list of references; get a new copy")
     for number, ref in enumerate(refs):
         try:
             split, image_id, ids = str(ref["split"]), int(ref["image_id"]), _segment_ids(ref)
@@ -109,9 +109,9 @@ def _referents(refs: Any, file: Path, instances: _Instances, dataset: Dataset) -
             name = image.get("file_name") or _photograph_of(str(ref["file_name"]))
             size = (int(image["height"]), int(image["width"])) if image else None
         except (KeyError, TypeError, ValueError, AttributeError) as fault:
-            raise RefsegError(f"{file}, reference {number}, is not as published ({fault!r}); obtain it anew") from fault
+            raise RefsegError(f"{file}, reference {number}, is not as published ({fault!r}); get a new copy") from fault
         if split not in dataset.splits:
-            raise RefsegError(f"{file} has the split {split!r}, which is none of {dataset.title}; obtain it anew")
+            raise RefsegError(f"{file} has the split {split!r}, which is none of {dataset.title}; get a new copy")
         yield Referent(
             photograph=Path(name).name, image_id=image_id, segment_ids=tuple(segments), expressions=expressions,
             segmentations=tuple(entry.get("segmentation") for entry in segments.values()), split=split, size=size,

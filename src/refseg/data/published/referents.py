@@ -234,7 +234,7 @@ def read_json(path: Path) -> Any:
     except OSError as fault:
         raise RefsegError(f"{path} cannot be read ({fault.strerror}); check its path and permissions") from fault
     except (ValueError, RecursionError) as fault:
-        raise RefsegError(f"{path} is damaged or cut short ({first_line(fault)}); obtain it anew") from fault
+        raise RefsegError(f"{path} is damaged or cut short ({first_line(fault)}); get a new copy") from fault
 
 
 def dataset_folders(dataset: Dataset, root: Path) -> list[Path]:

@@ -58,12 +58,12 @@ def _what_is_there(folders: list[Path]) -> str:
 def _referents(file: Path, masks: Path, split: str) -> Iterator[Referent]:
     queries = read_json(file)
     if not isinstance(queries, dict) or not queries:
-        raise RefsegError(f"{file} does not map segments to expressions; obtain it anew")
+        raise RefsegError(f"{file} does not map segments to expressions; get a new copy")
     present = {path.name for path in masks.iterdir()}
     for name, expressions in queries.items():
         parts = _NAME.fullmatch(name)
         if parts is None or not isinstance(expressions, list):
-            raise RefsegError(f"{file}: {name!r} is no segment with a list of expressions; obtain it anew")
+            raise RefsegError(f"{file}: {name!r} is no segment with a list of expressions; get a new copy")
         stem = f"{parts[1]}_{parts[2]}"
         suffix = ".png" if f"{stem}.png" in present and f"{stem}.mat" not in present else ".mat"
         yield Referent(
