@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -18,8 +19,8 @@ from refseg.engines.torch import TorchEngine
 from refseg.errors import RefsegError
 from refseg.evaluation.calibrate import write_calibration
 from refseg.models.shnet.fusion import ConcatFusion
-from refseg.segmenter import load
-from refseg.transforms import to_photograph
+from refseg.segmenter import EncodedPhoto, load
+from refseg.transforms import to_photograph, to_square
 
 EXPRESSIONS = ["red bag", "the cat behind the man", "🐈", "the red bag on the left of the blue cup", "left"]
 PHOTO = np.random.default_rng(0).integers(0, 256, (50, 90, 3), dtype=np.uint8)
@@ -165,6 +166,19 @@ def test_the_mask_is_the_logits_resized_and_decided(segmenter):
     probabilities = to_photograph(logits, encoded.size)
     for answer, probability in zip(segmenter.segment(encoded, ["the red bag", "dog"]), probabilities, strict=True):
         assert np.array_equal(answer.mask, probability > segmenter.threshold)
+
+
+def test_a_model_can_see_photographs_letterboxed(tiny_model, segmenter, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "letterbox": True}))
+    letterboxed = load(folder, device="cpu")
+    (answer,) = letterboxed.segment(letterboxed.encode(PHOTO), ["the red bag"])
+    features = segmenter.engine.encode(to_square(Image.fromarray(PHOTO), 64, letterbox=True)[None])
+    logits = segmenter.mask_logits(EncodedPhoto(Image.fromarray(PHOTO), features), ["the red bag"])
+    assert np.array_equal(answer.mask, to_photograph(logits, (50, 90), letterbox=64)[0] > letterboxed.threshold)
+    assert letterboxed.letterbox and not segmenter.letterbox
+    assert not np.array_equal(answer.mask, segmenter(PHOTO, "the red bag").mask)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from refseg.transforms import to_photograph, to_square
+from refseg.transforms import shown_at, to_photograph, to_square
 
 
 def test_a_square_holds_the_photograph_in_0_to_1():
@@ -52,11 +52,29 @@ def test_the_way_back_takes_any_size_and_number():
     assert to_photograph(draw.normal(size=(1, 1, 8, 8)), (7, 6)).shape == (1, 7, 6)
 
 
+def test_a_letterboxed_photograph_keeps_its_aspect_on_black():
+    square = to_square(Image.new("RGB", (100, 51), (255, 255, 255)), 32, letterbox=True)
+    assert shown_at((51, 100), 32) == ((8, 16), (0, 32))
+    assert (square[:, 8:24] == 1).all() and not square[:, :8].any() and not square[:, 24:].any()
+    for size in ((500, 2), (2, 500), (1, 1)):
+        assert to_square(Image.new("RGB", size, (255, 255, 255)), 8, letterbox=True).any()
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8))
+    np.testing.assert_array_equal(to_square(photo, 32, letterbox=True), to_square(photo, 32))
+
+
+def test_the_way_back_leaves_the_border_out():
+    """Two by two logits, of which a wide photograph covers the middle half of the rows."""
+    logits = np.array([[[[-1.0, -3.0], [1.0, 3.0]]]], dtype=np.float32)
+    back = to_photograph(logits, (2, 4), letterbox=8)[0]
+    np.testing.assert_allclose(np.log(back / (1 - back))[:, [0, 3]], [[-0.5, -1.5], [0.5, 1.5]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("letterbox", [False, True])
 @pytest.mark.parametrize(("width", "height"), [(128, 64), (48, 160), (64, 64)])
-def test_there_and_back_a_segment_stays_where_it_was(width, height):
+def test_there_and_back_a_segment_stays_where_it_was(width, height, letterbox):
     photo = np.zeros((height, width, 3), dtype=np.uint8)
     photo[height // 4 : height // 2, width // 2 : width * 7 // 8] = 255
-    logits = (to_square(Image.fromarray(photo), 32)[None, :1] - 0.5) * 20
-    mask = to_photograph(logits, (height, width))[0] > 0.5
+    logits = (to_square(Image.fromarray(photo), 32, letterbox=letterbox)[None, :1] - 0.5) * 20
+    mask = to_photograph(logits, (height, width), letterbox=32 if letterbox else None)[0] > 0.5
     truth = photo[..., 0] > 0
     assert (mask & truth).sum() / (mask | truth).sum() > 0.9

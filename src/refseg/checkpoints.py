@@ -81,6 +81,8 @@ class Settings:
     """Side S of the square network input, in pixels."""
     max_words: int
     """Words of an expression that are read."""
+    letterbox: bool = False
+    """Whether that square shows photographs scaled to fit. Else they are resized without regard to their aspect."""
     threshold: float = 0.5
     """Probability above which a pixel belongs to the mask."""
     calibration: Mapping[str, Any] | None = None

@@ -86,6 +86,11 @@ class Segmenter:
         """Side S of the square network input, in pixels."""
         return self.settings.image_size
 
+    @property
+    def letterbox(self) -> bool:
+        """Whether that square shows photographs scaled to fit, on black."""
+        return self.settings.letterbox
+
     @overload
     def __call__(self, photo: PhotoSource, expressions: str) -> Segmentation: ...  # type: ignore[overload-overlap]
     @overload
@@ -103,7 +108,7 @@ class Segmenter:
     def encode(self, photo: PhotoSource) -> EncodedPhoto:
         """Reads a photograph and computes all that no word touches, the expensive half of an answer."""
         displayed = read_photo(photo)
-        square = to_square(displayed, self.image_size)  # (3, S, S)
+        square = to_square(displayed, self.image_size, letterbox=self.letterbox)  # (3, S, S)
         return EncodedPhoto(displayed, self.engine.encode(square[None]))
 
     def segment(
@@ -194,7 +199,8 @@ class Segmenter:
         answers = []
         for number, expression in enumerate(expressions):
             # One at a time: at the size of a large photograph a whole batch would not fit into memory.
-            probability = to_photograph(mask_logits[number : number + 1], encoded.size)[0]  # (H, W)
+            logits, within = mask_logits[number : number + 1], self.image_size if self.letterbox else None
+            probability = to_photograph(logits, encoded.size, letterbox=within)[0]  # (H, W)
             if self.refine:
                 probability = self.refine(encoded.photo, probability)
             mask = probability > threshold
@@ -320,7 +326,7 @@ def _examples(photos: Sequence[PhotoSource], words: WordTokenizer, settings: Set
     tree = np.array([[1, 1]])  # "the" depends on what follows
     return [
         (
-            to_square(read_photo(photo), settings.image_size)[None],
+            to_square(read_photo(photo), settings.image_size, letterbox=settings.letterbox)[None],
             replace(words([f"the {frequent[number % len(frequent)]}"]), heads=tree),
         )
         for number, photo in enumerate(photos)

@@ -288,6 +288,8 @@ def test_only_cris_undoes_the_letterbox_of_a_network():
     undone = evaluate(segmenter, rows, progress=False, protocol=CRIS, letterbox=True).overall.pixels[0]
     assert undone.prediction == middle.sum()
     plain = evaluate(segmenter, rows, progress=False, protocol=CRIS).overall.pixels[0]
+    segmenter.letterbox = True
+    assert evaluate(segmenter, rows, progress=False, protocol=CRIS).overall.pixels[0] == undone
     assert plain.prediction == CRIS.decide(segmenter.mask_logits(None, ["5"]), size, 64).sum() != middle.sum()
 
 

@@ -142,19 +142,20 @@ PHASE = [Phase(9, 1, 4)]
 def dataset(tmp_path):
     Image.fromarray(np.repeat(REFERENT[..., None] * np.uint8(255), 3, axis=2)).save(tmp_path / "photo.png")
 
-    def make(rows, phases=PHASE, grid=4, target="cells", **data):
+    def make(rows, phases=PHASE, grid=4, target="cells", letterbox=False, **data):
         table = [
             Row(tmp_path / "photo.png", 1, HEIGHT, WIDTH, text, encode_mask(mask), kind=kind)
             for text, kind, mask in rows
         ]
-        return photo_dataset([table], phases, grid, target=target, **data)
+        return photo_dataset([table], phases, grid, target=target, letterbox=letterbox, **data)
 
     return make
 
 
-def photo_dataset(photos, phases=PHASE, grid=4, seed=0, target="cells", **data):
+def photo_dataset(photos, phases=PHASE, grid=4, seed=0, target="cells", letterbox=False, **data):
     recipe = DataRecipe(train=[], **{**PLAIN, **data})
-    return PhotoDataset(photos, recipe, plan(phases, seed, target=target), tiny_config(image_size=64, grid=grid))
+    config = tiny_config(image_size=64, grid=grid, letterbox=letterbox)
+    return PhotoDataset(photos, recipe, plan(phases, seed, target=target), config)
 
 
 BAG = ("the bag on the left", "category", REFERENT)
@@ -169,7 +170,9 @@ def test_a_target_is_the_share_of_each_cell(dataset):
     torch.testing.assert_close(target, expected, rtol=0, atol=1 / 255)
 
 
-@pytest.mark.parametrize("recipe", [{}, {"mirror": 0.5}, {"crop": 1.0}, {"crop": 1.0, "mirror": 1.0}])
+@pytest.mark.parametrize(
+    "recipe", [{}, {"mirror": 0.5}, {"crop": 1.0}, {"crop": 1.0, "mirror": 1.0}, {"letterbox": True}]
+)
 def test_target_and_photograph_stay_together(dataset, recipe):
     data = dataset([BAG], **recipe)
     for step in range(8):
@@ -232,6 +235,15 @@ def test_a_fine_target_is_the_mask_itself(dataset, target):
     first, last = (7, 29) if target == "full" else (3, 14)  # half of column 7 is half a pixel, which counts
     assert (columns[0], columns[-1]) == (first, last)
     assert sample.targets.mean() == pytest.approx(mask.mean(), rel=0.05)
+
+
+def test_a_letterboxed_target_keeps_its_aspect(dataset):
+    """The photograph is 64×48: on a square of 64 pixels it has 8 rows of border above and below."""
+    mask = mask_of(3, 7, 17, 30)
+    sample = dataset([("x", "", mask)], [Phase(9, 1, 1, side=64)], target="full", letterbox=True)[0, 0, 0]
+    assert np.array_equal(sample.targets[0, 0, 8:56] > 0, mask)
+    border = [0, 7, 56, 63]
+    assert not sample.image[:, border].any() and not sample.targets[..., border, :].any()
 
 
 def test_the_released_codes_target_grows_by_what_bilinear_resizing_touches(dataset):

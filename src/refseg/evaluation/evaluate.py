@@ -108,12 +108,14 @@ def evaluate(
     `max_photos` limits the number of photographs, which are spread evenly over all. A photograph that cannot be read,
     or has another size than its rows say, is logged and skipped, and so are its expressions. `share` divides the
     photographs among the processes of torchrun; each process gets the whole report. `letterbox` says that the network
-    sees letterboxed photographs. Of the protocols that use mask logits, only `cris` undoes that; the others then score
-    masks. Raises RefsegError if there are no rows, or if no photograph could be scored.
+    sees letterboxed photographs, and so can an attribute of the segmenter. Of the protocols that use mask logits, only
+    `cris` undoes that; the others then score masks. Raises RefsegError if there are no rows, or if no photograph could
+    be scored.
     """
     image_size = segmenter.image_size
     if protocol.square == "half" and image_size is None:
         raise RefsegError(f"the protocol {protocol.name} scores at half the network's input; give its image_size")
+    letterbox = letterbox or getattr(segmenter, "letterbox", False)
     by_logits = protocol is not NATIVE and segmenter.refine is None and (protocol.bicubic or not letterbox)
     report = Report(model, data, protocol, image_size, segmenter.threshold, version("refseg"), seed)
 

@@ -46,6 +46,8 @@ class ReferringConfig(PretrainedConfig):
     """Statistics of the backbone's training, for pixels in 0..1."""
     image_size: int = 320
     """Side S of the square network input, in pixels."""
+    letterbox: bool = False
+    """Whether photographs are scaled to fit in a black square. Else they are resized without regard to their aspect."""
     grid: int = 20
     """Side h = w of the common grid; `output_side` says how many mask logits that makes."""
 

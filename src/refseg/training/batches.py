@@ -26,7 +26,7 @@ from refseg.evaluation.protocols import SHNET
 from refseg.models.interface import ReferringConfig
 from refseg.photo import read_photo
 from refseg.training.recipe import DataRecipe, Phase, TrainingRecipe
-from refseg.transforms import to_square
+from refseg.transforms import letterboxed, to_square
 from refseg.words import WordTokenizer
 
 log = logging.getLogger(__name__)
@@ -178,7 +178,9 @@ class PhotoDataset(Dataset[Sample]):
         if rng.random() < self.data.greyscale:
             shown = ImageOps.grayscale(shown).convert("RGB")
         return Sample(
-            image=torch.from_numpy(to_square(jitter(rng, shown, self.data.jitter), view.side)),
+            image=torch.from_numpy(
+                to_square(jitter(rng, shown, self.data.jitter), view.side, letterbox=self.config.letterbox)
+            ),
             expressions=expressions,
             targets=targets,
             rivals=rivals,
@@ -215,6 +217,8 @@ class PhotoDataset(Dataset[Sample]):
         def target(row: Row) -> np.ndarray[Any, Any]:
             if row.counts not in maps:
                 mask = view.show(Image.fromarray(row.mask().astype(np.uint8) * 255))
+                if self.config.letterbox:
+                    mask = letterboxed(mask, view.side, Image.Resampling.BOX)
                 if self.training.target == "dilated":
                     maps[row.counts] = SHNET.bring_target(np.asarray(mask) > 0, view.side).astype(np.float32)
                 else:
