@@ -373,6 +373,21 @@ class TestState:
         flags = re.findall(r"^    (max_upload|max_pixels|queue|seconds): ", inspect.getsource(serve), re.MULTILINE)
         assert len(flags) == 4 and all(f"`--{flag.replace('_', '-')}`" in page for flag in flags)
 
+    @pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), MemoryError()])
+    def test_what_runs_out_is_no_fault_of_the_server_s(self, server, monkeypatch, caplog, fault):
+        """A photograph above 1 MB is a temporary file while it is read."""
+
+        def write(*_):
+            raise fault
+
+        with monkeypatch.context() as patch:
+            patch.setattr("starlette.datastructures.UploadFile.write", write)
+            response = as_form(server, photo(1), ["the dog"])
+        assert "later" in problem(response, 503) and response.headers["retry-after"] == "10"
+        (line,) = [record for record in caplog.records if record.name.startswith("refseg")]
+        assert line.exc_info is None and "\n" not in line.getMessage()
+        assert as_form(server, photo(1), ["the dog"]).status_code == 200
+
     def test_openapi(self, server):
         schema = httpx.get(f"{server}/openapi.json").json()
         body = schema["paths"][SEGMENT]["post"]["requestBody"]["content"]
@@ -386,6 +401,7 @@ class TestState:
         assert re.search(r'refseg_requests_total\{path="/v1/segment",status="200"\} \d', text)
         assert re.search(r"refseg_cached_photos [1-9]", text) and re.search(r"refseg_cached_bytes [1-9]", text)
         assert "xxx" not in text, "paths that do not exist make no new counters"
+        assert re.search(r"refseg_loop_lag_seconds_count [1-9]", text)
 
     def test_the_page_has_a_photograph_to_try(self, server):
         (example,) = httpx.get(f"{server}/examples").json()

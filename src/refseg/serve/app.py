@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -40,6 +41,8 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": ProblemDetails, "content": {"application/problem+json": {}}}
     for status in (400, 404, 408, 413, 415, 422, 503, 504)
 }
+_EVERY = 0.25
+"""Seconds between two looks at how late the loop is."""
 _PICTURE: dict[str, Any] = {"content": {"image/png": {}}}
 
 
@@ -67,7 +70,9 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         queue.start()
+        watching = asyncio.create_task(_watch_lag(counters))
         yield
+        watching.cancel()
         await queue.stop()
 
     app = FastAPI(
@@ -88,6 +93,13 @@ def create_app(
     _add_state(app, queue, counters)
     _add_page(app)
     return app
+
+
+async def _watch_lag(counters: Counters) -> None:
+    while True:
+        began = time.perf_counter()
+        await asyncio.sleep(_EVERY)
+        counters.lag.observe(time.perf_counter() - began - _EVERY)
 
 
 def _add_questions(app: FastAPI, queue: Queue, limits: Limits) -> None:

@@ -30,14 +30,21 @@ class Counters:
         )
         self.photos = Counter(
             "refseg_photos",
-            "Photographs asked about: encoded anew or found in the cache.",
+            "Photographs asked about: encoded, or found in the cache.",
             ["how"],
             registry=self.registry,
         )
-        self.cached_photos = Gauge("refseg_cached_photos", "Encoded photographs held.", registry=self.registry)
-        self.cached_bytes = Gauge("refseg_cached_bytes", "Memory that they fill, in bytes.", registry=self.registry)
+        self.cached_photos = Gauge("refseg_cached_photos", "Encoded photographs that are kept.", registry=self.registry)
+        self.cached_bytes = Gauge("refseg_cached_bytes", "Memory that they take, in bytes.", registry=self.registry)
         self.replaced = Counter(
             "refseg_workers_replaced", "Processes with the model that died or hung.", registry=self.registry
+        )
+
+        self.lag = Histogram(
+            "refseg_loop_lag_seconds",
+            "How late the server's loop was at what it had set itself for a time, in seconds.",
+            registry=self.registry,
+            buckets=_SECONDS,
         )
 
     def text(self) -> bytes:

@@ -39,6 +39,8 @@ def install(app: FastAPI) -> None:
     """Every error of the app leaves as problem+json."""
     app.add_exception_handler(Problem, _problem)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(OSError, _exhausted)
+    app.add_exception_handler(MemoryError, _exhausted)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -57,6 +59,12 @@ async def _http(request: Request, fault: Exception) -> JSONResponse:
     response = Problem(fault.status_code, details.get(fault.status_code, str(fault.detail))).response()
     response.headers.update(fault.headers or {})
     return response
+
+
+async def _exhausted(request: Request, fault: Exception) -> JSONResponse:
+    """No disk, no memory or no descriptors are left: nothing that the request could mend, and nothing to debug."""
+    logger.error("%s %s: %s", request.method, request.url.path, fault or type(fault).__name__)
+    return Problem(503, "the server has no disk space, memory or open files left; send it again later", 10).response()
 
 
 async def _unexpected(request: Request, fault: Exception) -> JSONResponse:
