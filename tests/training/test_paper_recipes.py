@@ -13,9 +13,10 @@ from refseg.training.recipe import Phase, diff_recipes, load_recipe
 ROOT = Path(__file__).parents[2]
 RECIPES = {
     f"{path.parent.name}/{path.stem}": path
-    for path in sorted(RECIPE_FOLDER.glob("*/*.yaml"))
-    if path.parent.name != "tables"
+    for path in sorted(RECIPE_FOLDER.glob("*/[!_]*.yaml"))
+    if path.parent.name != "tables" and "model_type" not in load_recipe(path).model
 }
+"""Those of SHNet."""
 LARGE = {"model.image_size": 448}
 RESNET = {"model.output_stride": None, "backbone_weights": "microsoft/resnet-101"}
 
@@ -39,12 +40,10 @@ RELEASED = {
     "model.fusion_norm": False,
     "model.attention_dropout": 0.2,
     "model.position_code": "counted",
-    "model.leaky_slope": 0.01,
     "model.conv_bias": True,
     "model.aspp_dropout": 0.25,
     "model.image_norm": True,
     "model.decoder_widths": [512, 512, 512, 256],
-    "model.decoder_slope": 0.0,
     "model.decoder_dropout": 0.2,
     "model.align_corners": True,
     "model.mask_side": 160,

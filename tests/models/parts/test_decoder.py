@@ -1,6 +1,8 @@
+import pytest
 import torch
 import torch.nn.functional as F
 
+from refseg.errors import RefsegError
 from refseg.models.parts.decoder import ASPP, Decoder
 
 
@@ -84,6 +86,9 @@ def test_the_mean_of_the_image_may_have_a_batch_norm():
     aspp(joint)
     torch.testing.assert_close(image[0].mean(dim=(0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-5)
     assert aspp.image[0].bias is None
+    with pytest.raises(RefsegError, match="raise photos or expressions, or set image_norm: false"):
+        aspp(joint[:1])
+    assert aspp.eval()(joint[:1]).shape == (1, 4, 3, 3)
 
 
 def test_another_width_comes_in():

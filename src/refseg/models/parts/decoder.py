@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from refseg.errors import RefsegError
+
 
 def conv_norm_act(inputs: int, outputs: int, kernel: int, dilation: int = 1, slope: float = 0.1) -> nn.Sequential:
     """Convolution without bias, batch norm, leaky ReLU. `slope` multiplies negative values; 0 makes it a ReLU."""
@@ -54,6 +56,11 @@ class ASPP(nn.Module):
 
     def forward(self, joint: Tensor) -> Tensor:
         """joint (B, inputs, h, w) → (B, C, h, w)."""
+        if self.training and isinstance(self.image, nn.Sequential) and len(joint) == 1:
+            raise RefsegError(
+                "ASPP's batch norm on the mean of the image needs two expressions per step or more; raise photos or "
+                "expressions, or set image_norm: false"
+            )
         image = F.leaky_relu(self.image(joint.mean(dim=(2, 3), keepdim=True)), self.slope)
         image = image.expand(-1, -1, *joint.shape[2:])
         return self.mix(torch.cat([branch(joint) for branch in self.branches] + [image], dim=1))

@@ -145,7 +145,10 @@ class SHNetConfig(ReferringConfig):
 
     @classmethod
     def paper(cls, image_size: int = 320, **changes: Any) -> SHNetConfig:
-        """The paper's network (section 4.2): ResNet-101 at output stride 16, frozen, C = 512 on an 18×18 grid."""
+        """The paper's network (section 4.2): ResNet-101 at output stride 16, frozen, C = 512 on an 18×18 grid.
+
+        The paper does not say how its rectifiers leak; they do as those of the released code.
+        """
         settings: dict[str, Any] = {
             "backbone_config": {"model_type": "resnet", "depths": [3, 4, 23, 3], "layer_type": "bottleneck"},
             "output_stride": 16,
@@ -157,8 +160,10 @@ class SHNetConfig(ReferringConfig):
             "width": 512,
             "fusion_heads": 8,
             "fusion_ffn": 512,
+            "leaky_slope": 0.01,
             "aspp_rates": (6, 12, 24),
             "decoder_widths": (256, 128, 64),
+            "decoder_slope": 0.0,
             "dropout": 0.2,
         }
         return cls(**{**settings, **changes})
@@ -176,12 +181,10 @@ class SHNetConfig(ReferringConfig):
             "fusion_norm": False,
             "attention_dropout": 0.2,
             "position_code": "counted",
-            "leaky_slope": 0.01,
             "conv_bias": True,
             "aspp_dropout": 0.25,
             "image_norm": True,
             "decoder_widths": (512, 512, 512, 256),
-            "decoder_slope": 0.0,
             "decoder_dropout": 0.2,
             "align_corners": True,
             "mask_side": image_size // 2,
