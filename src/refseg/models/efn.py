@@ -65,11 +65,13 @@ class EFNConfig(ReferringConfig):
             "pixel_mean": IMAGENET_MEAN,
             "pixel_std": IMAGENET_STD,
             "image_size": 320,
+            "letterbox": True,
             "grid": 20,
             "vocabulary": 12112,
             "max_words": 20,
             "word_size": 512,
             "width": 512,
+            "dropout": 0.0,
         }
         return cls(**{**sizes, **changes})
 

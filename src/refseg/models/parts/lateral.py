@@ -21,12 +21,14 @@ DEEPLAB_320: dict[str, Any] = {
     "pixel_mean": IMAGENET_MEAN,
     "pixel_std": IMAGENET_STD,
     "image_size": 320,
+    "letterbox": True,
     "grid": 40,
     "max_words": 20,
     "dropout": 0.0,
 }
-"""The settings that RRN, CMSA, STEP, BRINet, LSCM, CMPC and BUSNet share: a frozen ResNet-101 on 320 pixels, dilated to
-maps of 40×40. Theirs is that of DeepLab-v2, which dilates its last stage evenly; ours by 1-2-4, as DeepLabv3+ does."""
+"""The settings that RRN, CMSA, STEP, BRINet, LSCM, CMPC and BUSNet share: a frozen ResNet-101 that sees letterboxed
+photographs and is dilated to maps of 40×40. Theirs is that of DeepLab-v2, which dilates its last stage evenly; ours by
+1-2-4, as DeepLabv3+ does."""
 
 
 def coordinates(like: Tensor) -> Tensor:
