@@ -65,7 +65,7 @@ def add_words(
         raise RefsegError(f"the vectors of {file} are not those that the model learnt with; give {source}")
     longer = tokenizer.extended(word for word in vectors if word not in known)
     unknown = table[tokenizer.unknown_id].expand(len(longer), -1)
-    rows = torch.cat([table, unknown[len(table) :]]).clone()
+    rows = torch.cat([table, unknown[len(table) :]])
     for word, index in longer.vocabulary.items():
         if index >= len(known):
             rows[index] = vectors[word]
