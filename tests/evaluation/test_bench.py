@@ -39,9 +39,9 @@ def test_ratios_are_to_the_first_case_and_arithmetic_is_counted() -> None:
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak of memory from /proc")
 def test_memory_is_that_of_the_block() -> None:
     with _watched() as memory:
-        held = torch.ones(64 << 18)  # 64 MiB
+        held = torch.ones(256 << 18)  # 256 MiB: the kernel may take back some of the process's other pages meanwhile
     assert held[0] == 1
-    assert 60 < memory[0] < 120
+    assert 240 < memory[0] < 312
 
 
 def test_lines_are_written_as_csv(tmp_path: Path) -> None:
