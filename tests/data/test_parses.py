@@ -129,7 +129,18 @@ def test_without_a_tree_there_is_a_chain_which_is_counted_and_said_once(tmp_path
             assert tokenizer([MAN, "the dog", "the red shirt"]).heads[1:, :3].tolist() == [[0, 0, 0], [0, 0, 1]]
     assert tokenizer.parse.chains == 4
     (record,) = caplog.records
+    assert record.message.startswith("'the dog' has no dependency tree (")
     assert "pip install 'refseg[parse]'" in record.message and "depends on the one before" in record.message
+
+
+def test_a_parser_that_finds_no_tree_is_said_and_counted(tokenizer, monkeypatch, caplog):
+    monkeypatch.setattr(parses, "spacy_trees", lambda sentences: [None for _ in sentences])
+    tokenizer.parse = Parses()
+    with caplog.at_level(logging.WARNING):
+        assert tokenizer(["the dog", "behind it"]).heads.tolist() == [[0, 0], [0, 0]]
+    (record,) = caplog.records
+    assert "'the dog' has no dependency tree (the parser finds none)" in record.message
+    assert tokenizer.parse.chains == 2
 
 
 def test_trees_reach_the_processes_that_prepare_batches(tmp_path, tokenizer, no_parser):

@@ -49,21 +49,25 @@ class Parses:
         """
         trees = {tuple(words): self.known.get(tuple(words)) for words in sentences}
         missing = [words for words, heads in trees.items() if heads is None]
-        trees.update(zip(missing, self._parse(missing), strict=True))
+        why = "the parser finds none"
+        try:
+            trees.update(zip(missing, spacy_trees(missing) if missing else [], strict=True))
+        except RefsegError as fault:
+            why = str(fault)
         contracted = []
         for words, places in zip(sentences, kept, strict=True):
             heads = trees[tuple(words)]
-            self.chains += heads is None
-            contracted.append(contract(chain(len(words)) if heads is None else heads, places))
+            if heads is None:
+                if not self.chains:
+                    log.warning(
+                        "%r has no dependency tree (%s); where there is none, each word depends on the one before",
+                        " ".join(words),
+                        why,
+                    )
+                self.chains += 1
+                heads = chain(len(words))
+            contracted.append(contract(heads, places))
         return contracted
-
-    def _parse(self, sentences: Sequence[tuple[str, ...]]) -> Sequence[Heads | None]:
-        try:
-            return spacy_trees(sentences) if sentences else []
-        except RefsegError as fault:
-            if not self.chains:
-                log.warning("%s; until then, each word of a sentence without a tree depends on the one before", fault)
-            return [None] * len(sentences)
 
 
 def know_trees(tokenizer: Any, rows: Iterable[Row]) -> None:
