@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,26 +174,46 @@ def embed(model: ir.Model, weights: Mapping[str, Tensor]) -> None:
 @contextmanager
 def _in_words_of_onnx() -> Iterator[None]:
     """What the exporter does not know, or freezes to the traced number of words, says ONNX's operators itself."""
-    with patch.object(nn.LSTM, "forward", _lstm), patch.object(F, "adaptive_max_pool2d", adaptive_max_pool):
+    with (
+        patch.object(nn.LSTM, "forward", _lstm),
+        patch.object(nn.GRU, "forward", _gru),
+        patch.object(F, "adaptive_max_pool2d", adaptive_max_pool),
+    ):
         yield
 
 
 def _lstm(lstm: nn.LSTM, x: Tensor) -> tuple[Tensor, None]:
     """A one-layer, one-way LSTM over x (B, T, E) as ONNX has it, for any T; its last state is not read."""
-    if not lstm.batch_first or lstm.bidirectional or lstm.num_layers != 1 or lstm.proj_size:
-        raise RefsegError("an LSTM of more than one layer or direction has no graph")
 
     def in_order(weight: Any) -> Tensor:
         into, forget, new, out = weight.chunk(4)
         return torch.cat([into, out, forget, new])
 
-    given, kept = (in_order(weight)[None] for weight in (lstm.weight_ih_l0, lstm.weight_hh_l0))
-    bias = torch.cat([in_order(lstm.bias_ih_l0), in_order(lstm.bias_hh_l0)])[None]
+    return _recurrent("LSTM", lstm, in_order, x, {})
+
+
+def _gru(gru: nn.GRU, x: Tensor) -> tuple[Tensor, None]:
+    """The same of a GRU."""
+
+    def in_order(weight: Any) -> Tensor:
+        reset, update, new = weight.chunk(3)
+        return torch.cat([update, reset, new])
+
+    return _recurrent("GRU", gru, in_order, x, {"linear_before_reset": 1})
+
+
+def _recurrent(
+    operator: str, module: nn.RNNBase, in_order: Callable[[Any], Tensor], x: Tensor, attributes: dict[str, int]
+) -> tuple[Tensor, None]:
+    """ONNX's operator over x (B, T, E); `in_order` puts the gates of a weight into ONNX's order."""
+    if not module.batch_first or module.bidirectional or module.num_layers != 1 or module.proj_size:
+        raise RefsegError(f"{operator} of more than one layer or direction has no graph")
+    given, kept = (in_order(weight)[None] for weight in (module.weight_ih_l0, module.weight_hh_l0))
+    bias = torch.cat([in_order(module.bias_ih_l0), in_order(module.bias_hh_l0)])[None]
     steps = x.transpose(0, 1)  # (T, B, E)
-    shape = (steps.shape[0], 1, steps.shape[1], lstm.hidden_size)
-    hidden = torch.onnx.ops.symbolic(
-        "LSTM", (steps, given, kept, bias), {"hidden_size": lstm.hidden_size}, dtype=x.dtype, shape=shape
-    )
+    shape = (steps.shape[0], 1, steps.shape[1], module.hidden_size)
+    sizes: dict[str, Any] = {"hidden_size": module.hidden_size, **attributes}
+    hidden = torch.onnx.ops.symbolic(operator, (steps, given, kept, bias), sizes, dtype=x.dtype, shape=shape)
     return hidden[:, 0].transpose(0, 1), None
 
 

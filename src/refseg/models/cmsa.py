@@ -164,10 +164,13 @@ def attend(projected: Tensor, mask: Tensor) -> Tensor:
     projected (B, T, h, w, 3·d) are queries, keys and values before they are rectified; mask (B, T) → (B, T, h, w, d).
     """
     query, rest = projected.relu().tensor_split([projected.shape[-1] // 3], dim=-1)
-    real = rest * mask[:, :, None, None, None]  # nothing is less than 0, so that padded words are never the largest
-    pooled = F.max_pool3d(real.movedim(-1, 1), 2, ceil_mode=True)  # (B, 2·d, T/2, h/2, w/2)
+    h, w = projected.shape[2:4]
+    # Nothing is less than 0, so that neither words past the end nor the border added here are ever the largest.
+    bordered = F.pad(rest * mask[:, :, None, None, None], (0, 0, 0, w % 2, 0, h % 2, 0, 2))
+    pooled = F.max_pool3d(bordered.movedim(-1, 1), 2)  # (B, 2·d, T/2+1, h/2, w/2)
     key, value = pooled.flatten(2).mT.unsqueeze(1).chunk(2, dim=-1)  # (B, 1, keys, d)
-    visible = mask[:, ::2, None].expand(-1, -1, key.shape[2] // pooled.shape[2]).flatten(1)[:, None, None]
+    places = pooled.shape[3] * pooled.shape[4]
+    visible = F.pad(mask, (0, 1))[:, ::2].repeat_interleave(places, dim=1)[:, None, None]  # (B, 1, 1, keys)
     query = query.flatten(1, 3).unsqueeze(1)  # (B, 1, T·h·w, d)
     if query.dtype == torch.bfloat16 and query.device.type == "cpu":  # where it is three times slower than float32
         query, key, value = query.float(), key.float(), value.float()

@@ -178,7 +178,7 @@ class Context(nn.Module):
 
 def in_sentences(rows: Tensor, mask: Tensor) -> Tensor:
     """All words, or those that are there, (N, C) → (B, T, C); rows past a sentence's end are zero."""
-    if len(rows) == mask.numel():
+    if rows.shape[0] == mask.numel():
         return rows.view(*mask.shape, -1) * mask.unsqueeze(2)
     words = rows.new_zeros(*mask.shape, rows.shape[1])
     words[mask] = rows
