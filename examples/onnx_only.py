@@ -32,7 +32,10 @@ def main() -> None:
     features = encoder.run(None, {"images": to_square(photo, plan["image"])})
     ids = to_words(options.expression, options.model, plan["words"])
     (logits,) = decoder.run(None, {"ids": ids, **dict(zip(plan["image_encoder"]["outputs"], features, strict=True))})
-    probability = 1 / (1 + np.exp(-resize(logits[0, 0], (photo.height, photo.width))))
+    size, side = (photo.height, photo.width), plan["image"]["side"]
+    spans = shown_at(size, side) if plan["image"]["letterbox"] else [(0, side), (0, side)]
+    shares = [(start / side, length / side) for start, length in spans]
+    probability = 1 / (1 + np.exp(-resize(logits[0, 0], size, shares)))
     found = probability > plan["mask"]["threshold"]
     Image.fromarray(found.astype(np.uint8) * 255).save(options.out)
     print(f"{options.out}: {found.mean():.1%} of the photograph")
@@ -40,9 +43,20 @@ def main() -> None:
 
 def to_square(photo: Image.Image, plan: dict) -> np.ndarray:
     """The photograph as (1, 3, S, S) float32 in 0..1; the training's statistics are inside the graph."""
-    side = plan["side"]
-    square = photo.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=plan["reducing_gap"])
+    side, filter = plan["side"], (Image.Resampling.BILINEAR, None, plan["reducing_gap"])
+    if plan["letterbox"]:
+        (top, height), (left, width) = shown_at((photo.height, photo.width), side)
+        square = Image.new("RGB", (side, side))
+        square.paste(photo.resize((width, height), *filter), (left, top))
+    else:
+        square = photo.resize((side, side), *filter)
     return np.asarray(square, dtype=np.float32).transpose(2, 0, 1)[None] / 255
+
+
+def shown_at(size: tuple[int, int], side: int) -> list[tuple[int, int]]:
+    """Where a square shows a photograph (H, W) that is scaled to fit: start and length of rows and columns."""
+    lengths = [max(1, round(length * side / max(size))) for length in size]
+    return [((side - length) // 2, length) for length in lengths]
 
 
 def to_words(expression: str, folder: Path, plan: dict) -> np.ndarray:
@@ -60,11 +74,11 @@ def is_punctuation(word: str) -> bool:
     return all(unicodedata.category(character).startswith("P") for character in word)
 
 
-def resize(logits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Bilinear with half-pixel centres, as refseg brings mask logits (h, w) to a photograph's (H, W)."""
-    for length in size:  # rows first; each turn brings the other axis to the front
+def resize(logits: np.ndarray, size: tuple[int, int], shares: list[tuple[float, float]]) -> np.ndarray:
+    """Bilinear with half-pixel centres, as refseg brings a part of mask logits (h, w) to a photograph's (H, W)."""
+    for length, (start, part) in zip(size, shares, strict=True):  # rows first; each turn brings the other axis forward
         whole = len(logits)
-        place = np.maximum((np.arange(length) + 0.5) * (whole / length) - 0.5, 0)
+        place = np.maximum(start * whole + (np.arange(length) + 0.5) * (part * whole / length) - 0.5, 0)
         low = np.minimum(place.astype(np.int64), whole - 1)
         high = np.minimum(low + 1, whole - 1)
         share = (place - low).astype(np.float32)[:, None]

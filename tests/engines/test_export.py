@@ -91,8 +91,12 @@ def test_pooling_in_onnx_s_words_is_adaptive_max_pooling(whole: int, wanted: int
 @pytest.mark.parametrize("size", [(50, 90), (16, 16), (7, 5), (1, 1), (200, 3)])
 def test_the_example_brings_masks_back_as_refseg_does(example: dict[str, Any], size: tuple[int, int]) -> None:
     logits = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
-    found = 1 / (1 + np.exp(-example["resize"](logits.numpy(), size)))
-    np.testing.assert_allclose(found, to_photograph(logits[None, None].numpy(), size)[0], atol=1e-5)
+    for letterbox in (None, 64):
+        spans = example["shown_at"](size, 64) if letterbox else [(0, 64), (0, 64)]
+        shares = [(start / 64, length / 64) for start, length in spans]
+        found = 1 / (1 + np.exp(-example["resize"](logits.numpy(), size, shares)))
+        expected = to_photograph(logits[None, None].numpy(), size, letterbox=letterbox)[0]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_the_example_reads_words_and_pixels_as_refseg_does(
@@ -105,11 +109,13 @@ def test_the_example_reads_words_and_pixels_as_refseg_does(
     photo = read_photo(PHOTO)
     square = example["to_square"](photo, plan["image"])
     np.testing.assert_allclose(square, to_square(photo, 64)[None], atol=1e-7)
+    letterboxed = example["to_square"](photo, {**plan["image"], "letterbox": True})
+    np.testing.assert_allclose(letterboxed, to_square(photo, 64, letterbox=True)[None], atol=1e-7)
 
 
 def test_what_is_written_beside_the_graphs(checkpoint: Checkpoint) -> None:
     plan = plan_of(checkpoint)
-    assert (plan["image"]["side"], plan["words"]["max_words"]) == (64, 25)
+    assert (plan["image"]["side"], plan["image"]["letterbox"], plan["words"]["max_words"]) == (64, False, 25)
     assert plan["mask"]["logits"] == [16, 16] and plan["mask"]["threshold"] == 0.5
     assert plan_of(checkpoint, "openvino")["image_encoder"]["file"] == "image_encoder.xml"
 

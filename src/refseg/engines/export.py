@@ -76,6 +76,7 @@ def describe(
         "image": {
             "side": settings.image_size,
             "colours": "RGB",
+            "letterbox": settings.letterbox,
             "resize": "bilinear",
             "reducing_gap": 2.0,
             "range": [0, 1],
